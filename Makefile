@@ -1,0 +1,51 @@
+# Everything that this repository can do, as one word each. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help setup demo demo-down test check gen images bundle env tools e2e-binary
+
+# Recipes take PATH, LIBTORCH and the rest from e2e/env.sh; it is read after setup, which may have just made what it finds.
+in_env := . e2e/env.sh &&
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Built and fetched things lie in \$$HAWKEYE_CACHE (default ~/.cache/hawkeye)."
+
+setup: ## install what is missing on this machine; says first what that is
+	@e2e/setup.sh
+
+e2e-binary: setup
+	@$(in_env) echo "== building hawkeye-e2e" && cargo build --locked --package hawkeye-e2e
+
+demo: e2e-binary ## a real cluster, Hawkeye installed with Helm, a screenshot parsed; leaves it up
+	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" demo
+
+demo-down: ## remove the demo's cluster and every trace of it
+	@$(in_env) if [ -x "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" ]; then "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" demo down; \
+	    else echo "no demo was ever started here (cache: $$HAWKEYE_CACHE)"; fi
+
+test: e2e-binary ## every test, unit to end to end
+	@e2e/test.sh
+
+check: setup ## format, lints, licences, generated files
+	@e2e/check.sh
+
+gen: e2e-binary ## bring generated files up to date: CRDs, class lists, charts' copies, manifests/install.yaml
+	@$(in_env) cargo run --quiet --locked --package hawkeye-crds --example generate
+	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" tools helm >/dev/null
+	@$(in_env) charts/gen.sh
+
+images: e2e-binary ## build the container images as archives in $HAWKEYE_CACHE/images
+	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" images build
+
+bundle: e2e-binary ## export the demo's model bundle to $HAWKEYE_CACHE/bundles/demo
+	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" images bundle
+
+tools: e2e-binary ## build the local cluster's programs (Kubernetes, etcd, containerd, helm, …)
+	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" tools
+
+env: ## print the variables of a build: eval "$(make env)"
+	@$(in_env) for name in HAWKEYE_CACHE CARGO_TARGET_DIR PATH LIBTORCH LIBTORCH_CXX11_ABI LD_LIBRARY_PATH GOTOOLCHAIN HAWKEYE_PYTHON; do \
+	    if [ -n "$${!name:-}" ]; then printf 'export %s=%q\n' "$$name" "$${!name}"; fi; done

@@ -1,0 +1,266 @@
+//! HawkeyeDeployment: one endpoint of the screen parser on whatever hardware the cluster has.
+
+use std::collections::BTreeMap;
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Dtype, HawkeyeDeploymentStatus, Quantity};
+
+/// What to run and where it may run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "hawkeye.bytebot.ai",
+    version = "v1alpha1",
+    kind = "HawkeyeDeployment",
+    plural = "hawkeyedeployments",
+    shortname = "hkd",
+    category = "all",
+    category = "hawkeye",
+    namespaced,
+    status = "HawkeyeDeploymentStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "One endpoint of the screen parser (screenshot in, labelled UI elements out), run on whatever hardware the cluster has. The operator works out what each node is, makes one Deployment for each hardware class that it uses and one Service for all, and says in the status why.",
+    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must be at most 40 characters: lower case letters, digits and '-', starting with a letter (it names a Service)"),
+    scale(spec_replicas_path = ".spec.replicas", status_replicas_path = ".status.replicas", label_selector_path = ".status.selector"),
+    printcolumn(name = "Profile", type_ = "string", json_path = ".spec.profile"),
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".spec.replicas", description = "Replicas asked for"),
+    printcolumn(name = "Ready", type_ = "integer", json_path = ".status.readyReplicas", description = "Pods that are ready"),
+    printcolumn(name = "Pools", type_ = "string", json_path = ".status.poolSummary", description = "Ready pods of planned pods for each hardware class"),
+    printcolumn(name = "Status", type_ = "string", json_path = ".status.summary", description = "Ready, or why not"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Device", type_ = "string", json_path = ".spec.device", priority = 1),
+    printcolumn(name = "Endpoint", type_ = "string", json_path = ".status.endpoint", priority = 1),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
+)]
+#[x_kube(validation = Rule::new("!has(self.classes) || !has(self.overrides) || self.overrides.all(name, name in self.classes)").message("overrides names a class that classes does not list, so it would have no effect").field_path(".overrides"))]
+#[x_kube(validation = Rule::new("self.device != 'Cpu' || self.dtype != 'Float16'").message("dtype must be Auto, BFloat16 or Float32 when device is Cpu: CPUs have no Float16 kernels for these models").field_path(".dtype"))]
+#[serde(rename_all = "camelCase")]
+pub struct HawkeyeDeploymentSpec {
+    /// Parser pods over all pools together.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: i32,
+
+    /// How thorough a parse is. Speed: no text recognition, few captions. Balanced: text and captions for what matters. Quality: text and captions for everything.
+    #[serde(default)]
+    pub profile: Profile,
+
+    /// What to compute on. Auto: the best that the cluster has, Cuda before Cpu. Cuda: GPUs. Cpu: CPUs, even when GPUs are free.
+    #[serde(default)]
+    pub device: DeviceChoice,
+
+    /// Number format of the models: Float16, BFloat16, Float32, or Auto for what suits each hardware class.
+    #[serde(default)]
+    pub dtype: DtypeChoice,
+
+    /// What to do when the device asked for is not there or has no room. Degrade: use the next device and say so in the condition Degraded. Deny: leave those replicas without a place and say so in the condition Placed.
+    #[serde(default)]
+    pub fallback: Fallback,
+
+    /// Container image for every pool. Left out: the image of the operator's release for the variant of each hardware class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
+    pub image: Option<String>,
+
+    /// Where the model bundle comes from. Left out: the operator's default (chart value defaultModel).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelSource>,
+
+    /// Hardware classes that may be used, in this order. Left out: every class, by priority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(length(min = 1, max = 20), regex(pattern = "^[a-z]([-a-z0-9]*[a-z0-9])?$"))
+    )]
+    #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, a == b))").message("classes must not name a class twice"))]
+    pub classes: Option<Vec<String>>,
+
+    /// Changes for single hardware classes, by the class's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 16))]
+    #[x_kube(validation = Rule::new("self.all(name, name.size() >= 1 && name.size() <= 20)").message("overrides must be keyed by names of hardware classes, which have at most 20 characters"))]
+    pub overrides: Option<BTreeMap<String, PoolOverride>>,
+}
+
+const fn one() -> i32 {
+    1
+}
+
+/// How thorough a parse is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub enum Profile {
+    Speed,
+    #[default]
+    Balanced,
+    Quality,
+}
+
+impl Profile {
+    /// As in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Speed => "Speed",
+            Self::Balanced => "Balanced",
+            Self::Quality => "Quality",
+        }
+    }
+}
+
+/// What to compute on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub enum DeviceChoice {
+    #[default]
+    Auto,
+    Cuda,
+    Cpu,
+}
+
+/// Number format of the models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub enum DtypeChoice {
+    #[default]
+    Auto,
+    Float16,
+    BFloat16,
+    Float32,
+}
+
+impl DtypeChoice {
+    /// The format asked for, or `None` for the class's own.
+    pub const fn explicit(self) -> Option<Dtype> {
+        match self {
+            Self::Auto => None,
+            Self::Float16 => Some(Dtype::Float16),
+            Self::BFloat16 => Some(Dtype::BFloat16),
+            Self::Float32 => Some(Dtype::Float32),
+        }
+    }
+}
+
+/// What to do when the device asked for is not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub enum Fallback {
+    Deny,
+    #[default]
+    Degrade,
+}
+
+/// Where the model bundle comes from: exactly one of the fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("has(self.image) != has(self.persistentVolumeClaim)").message("model must have exactly one of image and persistentVolumeClaim"))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ModelSource {
+    /// An image or OCI artifact whose root is the bundle, mounted read-only as an image volume (Kubernetes 1.35 or later, containerd 2.1 or later).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ModelImage>,
+    /// A PersistentVolumeClaim in the same namespace whose root is the bundle, mounted read-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ModelClaim>,
+}
+
+/// A model bundle in an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ModelImage {
+    /// Image reference, e.g. registry.example.com/models/omniparser:v2.
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
+    pub reference: String,
+    /// When to pull it: Always, IfNotPresent or Never. Left out: Always for the tag latest, otherwise IfNotPresent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_policy: Option<PullPolicy>,
+}
+
+/// When an image is pulled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[allow(missing_docs)]
+pub enum PullPolicy {
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+impl PullPolicy {
+    /// As in the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
+
+/// A model bundle in a PersistentVolumeClaim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ModelClaim {
+    /// Name of the claim. With pods on more than one node its access mode must allow that.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub claim_name: String,
+}
+
+/// Changes for one hardware class.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PoolOverride {
+    /// Exactly this many of spec.replicas go to this class, as far as it has room; 0 leaves it out. Left out: as many as the order of classes gives it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: Option<i32>,
+    /// Image crops that share one batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub batch_size: Option<i32>,
+    /// Memory limit of each pod, e.g. 6Gi; at least 256Mi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("quantity(string(self)).compareTo(quantity('256Mi')) >= 0").message("memory must be at least 256Mi"))]
+    pub memory: Option<Quantity>,
+    /// CPU request of each pod, e.g. 2 or 500m; at least 10m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("quantity(string(self)).compareTo(quantity('10m')) >= 0").message("cpu must be at least 10m"))]
+    pub cpu: Option<Quantity>,
+    /// Number format of the models: Auto, Float16, BFloat16 or Float32. Left out: spec.dtype.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<DtypeChoice>,
+    /// Container image. Left out: spec.image, else the operator's image for the class's variant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
+    pub image: Option<String>,
+    /// Further environment variables, e.g. OMNIPARSER_MIN_CONFIDENCE or RUST_LOG.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 32))]
+    pub env: Vec<EnvVar>,
+}
+
+/// Names that the operator sets itself. A second value would make the status untrue, so the schema refuses them.
+pub const RESERVED_ENV: [&str; 9] = [
+    "HAWKEYE_BUNDLE",
+    "OMNIPARSER_HOST",
+    "OMNIPARSER_PORT",
+    "OMNIPARSER_DEVICE",
+    "OMNIPARSER_PERFORMANCE_PROFILE",
+    "OMNIPARSER_BATCH_SIZE",
+    "OMNIPARSER_MODEL_DTYPE",
+    "OMP_NUM_THREADS",
+    "NVIDIA_VISIBLE_DEVICES",
+];
+
+/// An environment variable of the parser's container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new("!(self.name in ['HAWKEYE_BUNDLE', 'OMNIPARSER_HOST', 'OMNIPARSER_PORT', 'OMNIPARSER_DEVICE', 'OMNIPARSER_PERFORMANCE_PROFILE', 'OMNIPARSER_BATCH_SIZE', 'OMNIPARSER_MODEL_DTYPE', 'OMP_NUM_THREADS', 'NVIDIA_VISIBLE_DEVICES'])").message("env must not set a variable that the operator sets: use profile, device, dtype, batchSize, cpu and model instead").field_path(".name"))]
+pub struct EnvVar {
+    /// Name of the variable.
+    #[schemars(length(min = 1, max = 128), regex(pattern = "^[A-Za-z_][A-Za-z0-9_]*$"))]
+    pub name: String,
+    /// Its value, taken literally.
+    #[schemars(length(max = 4096))]
+    pub value: String,
+}

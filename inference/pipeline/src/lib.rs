@@ -1,0 +1,15 @@
+//! Screen parsing without torch and HTTP: images, boxes, NMS, merge, overlay, profiles and the model traits.
+
+pub mod bundle;
+pub mod decode;
+pub mod device;
+pub mod geometry;
+pub mod letterbox;
+pub mod merge;
+pub mod model;
+pub mod nms;
+pub mod ocr;
+pub mod overlay;
+pub mod parser;
+pub mod profile;
+pub mod resize;

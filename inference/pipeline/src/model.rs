@@ -1,0 +1,73 @@
+//! The seams to the models: what a backend (libtorch, a fake in tests) must provide.
+
+use crate::geometry::{Quad, Rect};
+use image::RgbImage;
+
+/// A failed model call. The device thread answers the batch with it and goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The backend's own error text.
+    #[error("{model}: {message}")]
+    Backend {
+        /// `detector`, `text reader` or `captioner`.
+        model: &'static str,
+        /// What the backend said.
+        message: String,
+    },
+}
+
+/// A candidate icon before non-maximum suppression.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Detection {
+    /// Place on the screenshot, in its pixels.
+    pub rect: Rect,
+    /// Detector confidence, 0–1.
+    pub score: f32,
+}
+
+/// One line of text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TextLine {
+    /// Corners, clockwise from top left, in pixels of the screenshot.
+    pub quad: Quad,
+    /// The text as read.
+    pub text: String,
+    /// Mean character probability, 0–1.
+    pub score: f32,
+}
+
+/// What the captioner is asked; the words are Florence-2's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaptionPrompt {
+    /// `<CAPTION>`: "What does the image describe?"
+    Caption,
+    /// `<DETAILED_CAPTION>`: "Describe in detail what is shown in the image."
+    DetailedCaption,
+}
+
+/// Finds icons.
+pub trait Detector {
+    /// All candidates of at least `min_score`, before NMS, in any order.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the backend fails.
+    fn detect(&mut self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<Detection>, ModelError>;
+}
+
+/// Finds and reads lines of text.
+pub trait TextReader {
+    /// All lines of at least `min_score`, top to bottom.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the backend fails.
+    fn read(&mut self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<TextLine>, ModelError>;
+}
+
+/// Describes icons. No implementation ships yet: without one, icons keep `caption: null`.
+pub trait Captioner {
+    /// One caption per crop, in order.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the backend fails.
+    fn caption(&mut self, crops: &[RgbImage], prompt: CaptionPrompt) -> Result<Vec<String>, ModelError>;
+}

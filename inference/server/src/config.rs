@@ -1,0 +1,287 @@
+//! Flags and environment. Each setting is both; a flag wins over its variable.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hawkeye_pipeline::bundle::DType;
+use hawkeye_pipeline::device::DeviceChoice;
+use hawkeye_pipeline::profile::Profile;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Screen parser with OmniParser's REST API.
+#[derive(Debug, Parser)]
+#[command(name = "hawkeye-inference", version, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Log format on stderr. What is logged: `RUST_LOG` (default `info`; for `parse`: `warn`).
+    #[arg(
+        long,
+        global = true,
+        env = "HAWKEYE_LOG_FORMAT",
+        default_value = "text",
+        ignore_case = true
+    )]
+    pub log_format: LogFormat,
+}
+
+/// Subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the REST API
+    Serve(Box<ServeArgs>),
+    /// Parse one screenshot without a server
+    Parse(Box<ParseArgs>),
+}
+
+/// Log formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// Settings of the models, the same for `serve` and `parse`.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Models")]
+pub struct ModelArgs {
+    /// Folder of the model bundle (holds bundle.json)
+    #[arg(long, env = "HAWKEYE_BUNDLE", value_name = "DIR", default_value = "/models")]
+    pub bundle: PathBuf,
+    /// auto (the first that is there of CUDA, MPS, CPU), cuda, mps or cpu. One that is named and missing is an error,
+    /// never a silent CPU
+    #[arg(long, env = "OMNIPARSER_DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Performance profile: SPEED (no OCR, at most 15 elements), BALANCED (25) or QUALITY (100)
+    #[arg(long, env = "OMNIPARSER_PERFORMANCE_PROFILE", default_value = "BALANCED")]
+    pub profile: Profile,
+    /// Crops in one batch [default: by profile and device]
+    #[arg(long, env = "OMNIPARSER_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch_size: Option<u32>,
+    /// Number format of the weights: float32, float16 or bfloat16. Where the bundle has no file of it, float32 runs,
+    /// with a warning
+    #[arg(long, env = "OMNIPARSER_MODEL_DTYPE", default_value = "float32")]
+    pub dtype: DType,
+    /// Icons of a lower score are dropped, for requests that set no `min_confidence` of their own (0–1)
+    #[arg(long, env = "OMNIPARSER_MIN_CONFIDENCE", value_name = "SCORE", default_value = "0.05", value_parser = fraction)]
+    pub min_confidence: f32,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Settings of the models.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Address to listen on
+    #[arg(long, env = "OMNIPARSER_HOST", default_value = "0.0.0.0", help_heading = "HTTP")]
+    pub host: String,
+    /// Port to listen on
+    #[arg(long, env = "OMNIPARSER_PORT", default_value_t = 9989, help_heading = "HTTP")]
+    pub port: u16,
+    /// Limits of what is accepted.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    /// A client must have sent its headers within this time; also how long an idle connection is kept
+    #[arg(long, env = "HAWKEYE_HEADER_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "HTTP")]
+    pub header_timeout: Duration,
+    /// How long the port still answers after SIGTERM, with /readyz saying no
+    #[arg(long, env = "HAWKEYE_LAME_DUCK", value_name = "TIME", default_value = "3s", value_parser = duration, help_heading = "HTTP")]
+    pub lame_duck: Duration,
+    /// How long requests in flight may take to finish after that
+    #[arg(long, env = "HAWKEYE_DRAIN_TIMEOUT", value_name = "TIME", default_value = "25s", value_parser = duration, help_heading = "HTTP")]
+    pub drain_timeout: Duration,
+}
+
+/// What a request may cost.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Largest request body (bytes, or with KiB, MiB); more is a 413
+    #[arg(long, env = "HAWKEYE_MAX_BODY_BYTES", value_name = "BYTES", default_value = "32MiB", value_parser = bytes)]
+    pub max_body_bytes: usize,
+    /// Largest screenshot in pixels (width × height); more is a 413
+    #[arg(long, env = "HAWKEYE_MAX_PIXELS", value_name = "N", default_value_t = 40_000_000)]
+    pub max_pixels: u64,
+    /// Requests to /parse held at once, the one on the device included; more is a 429
+    #[arg(long, env = "HAWKEYE_QUEUE", value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    pub queue: usize,
+    /// How long a request may take, waiting included; more is a 504
+    #[arg(long, env = "HAWKEYE_REQUEST_TIMEOUT", value_name = "TIME", default_value = "120s", value_parser = duration)]
+    pub request_timeout: Duration,
+}
+
+/// Options of `parse`.
+#[derive(Debug, Clone, Args)]
+pub struct ParseArgs {
+    /// Screenshot (PNG, JPEG, WebP or BMP); `-` reads stdin
+    pub image: PathBuf,
+    /// Write the screenshot with numbered boxes to this PNG file
+    #[arg(short, long, value_name = "PNG")]
+    pub output: Option<PathBuf>,
+    /// Print the document that POST /parse answers, instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Settings of the models.
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Leave `som_image` out of the JSON document
+    #[arg(long, requires = "json")]
+    pub no_som: bool,
+    /// Do not read text
+    #[arg(long)]
+    pub no_ocr: bool,
+    /// Boxes that overlap more than this are one (0–1)
+    #[arg(long, value_name = "IOU", default_value = "0.1", value_parser = fraction)]
+    pub iou_threshold: f32,
+    /// Largest screenshot in pixels (width × height)
+    #[arg(long, env = "HAWKEYE_MAX_PIXELS", value_name = "N", default_value_t = 40_000_000)]
+    pub max_pixels: u64,
+}
+
+fn fraction(text: &str) -> Result<f32, String> {
+    let value: f32 = text.trim().parse().map_err(|_| "not a number".to_owned())?;
+    if (0.0..=1.0).contains(&value) {
+        Ok(value)
+    } else {
+        Err("must be between 0 and 1".to_owned())
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.trim().parse() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(value) => Ok(value),
+        Err(_) => Err("not a whole number".to_owned()),
+    }
+}
+
+/// `90`, `90s`, `500ms`, `2m`: a number without a unit is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number
+        .parse()
+        .map_err(|_| "not a time: write 500ms, 30s or 2m".to_owned())?;
+    let seconds = match unit.trim() {
+        "ms" => number / 1e3,
+        "" | "s" => number,
+        "m" => number * 60.0,
+        other => return Err(format!("unknown unit `{other}`: use ms, s or m")),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+/// `33554432`, `32MiB`, `512KiB`.
+fn bytes(text: &str) -> Result<usize, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let number: usize = number
+        .parse()
+        .map_err(|_| "not a size: write 33554432 or 32MiB".to_owned())?;
+    let factor = match unit.trim() {
+        "" => 1,
+        "KiB" | "Ki" => 1 << 10,
+        "MiB" | "Mi" => 1 << 20,
+        "GiB" | "Gi" => 1 << 30,
+        other => return Err(format!("unknown unit `{other}`: use KiB, MiB or GiB")),
+    };
+    number.checked_mul(factor).ok_or_else(|| "too large".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use hawkeye_pipeline::device::DeviceKind;
+
+    fn serve_args(args: &[&str]) -> Result<ServeArgs, clap::Error> {
+        let cli = Cli::try_parse_from([&["hawkeye-inference", "serve"], args].concat())?;
+        match cli.command {
+            Command::Serve(args) => Ok(*args),
+            Command::Parse(_) => unreachable!("asked for serve"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_documents() {
+        let args = serve_args(&[]).expect("no flag is required");
+        assert_eq!((args.host.as_str(), args.port), ("0.0.0.0", 9989));
+        assert_eq!(args.model.profile, Profile::Balanced);
+        assert_eq!(args.model.device, DeviceChoice::Auto);
+        assert!((args.model.min_confidence - 0.05).abs() < f32::EPSILON);
+        assert_eq!(args.limits.max_body_bytes, 32 * 1024 * 1024);
+        assert_eq!(args.limits.queue, 32);
+    }
+
+    #[test]
+    fn values_are_accepted_in_any_case() {
+        let args = serve_args(&["--device", "CUDA", "--profile", "speed", "--dtype", "BFloat16"]).expect("valid");
+        assert_eq!(args.model.device, DeviceChoice::Only(DeviceKind::Cuda));
+        assert_eq!(args.model.profile, Profile::Speed);
+        assert_eq!(args.model.dtype, DType::BFloat16);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for bad in [
+            ["--min-confidence", "1.5"],
+            ["--min-confidence", "NaN"],
+            ["--queue", "0"],
+            ["--request-timeout", "5h"],
+            ["--request-timeout", "-1s"],
+            ["--max-body-bytes", "lots"],
+            ["--batch-size", "0"],
+            ["--device", "tpu"],
+        ] {
+            assert!(serve_args(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn times_and_sizes() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(bytes("512KiB"), Ok(512 * 1024));
+        assert_eq!(bytes("7"), Ok(7));
+        assert!(bytes("99999999999999GiB").is_err());
+    }
+
+    #[test]
+    fn the_reference_page_has_every_flag_variable_and_default() {
+        let page = include_str!("../../../docs/src/reference/inference-settings.md");
+        let commands = Cli::command();
+        for command in commands.get_subcommands().chain([&commands]) {
+            for argument in command.get_arguments() {
+                let Some(long) = argument.get_long().filter(|long| !["help", "version"].contains(long)) else {
+                    continue;
+                };
+                assert!(page.contains(&format!("`--{long}`")), "--{long}");
+                let Some(variable) = argument.get_env().and_then(|name| name.to_str()) else {
+                    continue;
+                };
+                let default = argument.get_default_values().iter().find_map(|value| value.to_str());
+                let row = page
+                    .lines()
+                    .find(|line| line.contains(&format!("`--{long}` | `{variable}`")));
+                let row = row.unwrap_or_else(|| panic!("no row for --{long} and {variable}"));
+                assert!(
+                    default.is_none_or(|value| row.contains(&format!("| `{value}` |"))),
+                    "{default:?}: {row}"
+                );
+            }
+        }
+    }
+}

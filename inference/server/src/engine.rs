@@ -1,0 +1,253 @@
+//! The one thread that owns the device: it loads the models, then answers one job after another.
+//!
+//! Jobs come through a channel of one place, so that one is prepared while one runs; the long queue in front of it is
+//! the admission in [`crate::routes`], where waiting costs no decoded picture.
+
+use crate::metrics::{Metrics, Stage};
+use hawkeye_pipeline::bundle::DType;
+use hawkeye_pipeline::device::DeviceKind;
+use hawkeye_pipeline::parser::{ParseOptions, Parsed, Parser};
+use image::RgbImage;
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Instant;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Failures of the device in a row, without a success between, after which the process is reported as not alive: a GPU
+/// that faulted stays faulted for the life of the process.
+const DEAD_AFTER: u32 = 5;
+
+/// One model of the bundle, as loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelEntry {
+    /// Its name in the bundle.
+    pub name: String,
+    /// Network, e.g. `yolo11m`.
+    pub architecture: String,
+    /// File it was loaded from.
+    pub path: String,
+    /// What really runs, whatever was asked for.
+    pub dtype: DType,
+}
+
+/// What was loaded, and where it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelInfo {
+    /// Where the models run.
+    pub device: DeviceKind,
+    /// `NVIDIA …`, `Apple Silicon (arm64)`, `CPU (x86_64)`.
+    pub device_name: String,
+    /// Folder of the bundle.
+    pub bundle: String,
+    /// The icon detector.
+    pub detector: ModelEntry,
+    /// Text detector and recogniser, in that order; empty without OCR.
+    pub readers: Vec<ModelEntry>,
+    /// The captioner, if the bundle has one.
+    pub captioner: Option<ModelEntry>,
+}
+
+/// An error of a loader: any error, with its causes.
+pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The models' state.
+#[derive(Debug, Clone)]
+pub enum ModelState {
+    /// Being loaded.
+    Loading,
+    /// Ready for jobs.
+    Ready(Arc<ModelInfo>),
+    /// Could not be loaded, for this reason.
+    Failed(Arc<str>),
+}
+
+/// A job that got no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// The pipeline's own error.
+    #[error("{0}")]
+    Parse(String),
+    /// The backend panicked; the thread goes on.
+    #[error("the backend panicked: {0}")]
+    Panicked(String),
+    /// The thread is gone.
+    #[error("the device thread has ended")]
+    Gone,
+}
+
+#[derive(Debug)]
+struct Job {
+    screenshot: Arc<RgbImage>,
+    options: ParseOptions,
+    queued: Instant,
+    reply: oneshot::Sender<Result<Parsed, EngineError>>,
+}
+
+/// Handle to the device thread. When the last clone is dropped, the thread ends after its current job.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    jobs: mpsc::Sender<Job>,
+    state: watch::Receiver<ModelState>,
+    failures: Arc<AtomicU32>,
+}
+
+impl Engine {
+    /// Starts the thread, which first calls `load`.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn start<L>(load: L, metrics: Arc<Metrics>) -> std::io::Result<Self>
+    where
+        L: FnOnce() -> Result<(Parser, ModelInfo), LoadError> + Send + 'static,
+    {
+        let (jobs, queue) = mpsc::channel(1);
+        let (report, state) = watch::channel(ModelState::Loading);
+        let failures = Arc::new(AtomicU32::new(0));
+        let counter = Arc::clone(&failures);
+        thread::Builder::new().name("device".to_owned()).spawn(move || {
+            if let Some(parser) = load_models(load, &report, &metrics) {
+                work(parser, queue, &counter, &metrics);
+            }
+        })?;
+        Ok(Self { jobs, state, failures })
+    }
+
+    /// The models' state now.
+    pub fn state(&self) -> ModelState {
+        self.state.borrow().clone()
+    }
+
+    /// Waits until loading has failed, and says why; waits for ever once it has succeeded.
+    pub async fn load_failure(&self) -> Arc<str> {
+        let mut state = self.state.clone();
+        loop {
+            if let ModelState::Failed(reason) = &*state.borrow_and_update() {
+                return Arc::clone(reason);
+            }
+            if state.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Whether the device answers, as far as the last jobs tell.
+    pub fn is_alive(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) < DEAD_AFTER
+    }
+
+    /// Gives this handle up and waits until the thread has ended, its models dropped; that needs all other handles gone.
+    pub async fn ended(self) {
+        let mut state = self.state.clone();
+        drop(self);
+        while state.changed().await.is_ok() {}
+    }
+
+    /// Runs one job. Dropping the future gives the job up: it is not started if it still waits.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the pipeline fails or the thread is gone.
+    pub async fn parse(&self, screenshot: Arc<RgbImage>, options: ParseOptions) -> Result<Parsed, EngineError> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job {
+            screenshot,
+            options,
+            queued: Instant::now(),
+            reply,
+        };
+        self.jobs.send(job).await.map_err(|_| EngineError::Gone)?;
+        answer.await.unwrap_or(Err(EngineError::Gone))
+    }
+}
+
+fn load_models<L>(load: L, report: &watch::Sender<ModelState>, metrics: &Metrics) -> Option<Parser>
+where
+    L: FnOnce() -> Result<(Parser, ModelInfo), LoadError>,
+{
+    let started = Instant::now();
+    let reason = match catch_unwind(AssertUnwindSafe(load)) {
+        Ok(Ok((parser, info))) => {
+            let took = started.elapsed();
+            tracing::info!(
+                device = %info.device,
+                device_name = info.device_name,
+                bundle = info.bundle,
+                detector = info.detector.name,
+                dtype = %info.detector.dtype,
+                seconds = took.as_millis() as f64 / 1e3,
+                "models loaded"
+            );
+            metrics.loaded(took);
+            report.send_replace(ModelState::Ready(Arc::new(info)));
+            return Some(parser);
+        }
+        Ok(Err(error)) => with_causes(error.as_ref()),
+        Err(panic) => format!("the loader panicked: {}", panic_text(panic.as_ref())),
+    };
+    report.send_replace(ModelState::Failed(reason.into()));
+    None
+}
+
+fn work(mut parser: Parser, mut queue: mpsc::Receiver<Job>, failures: &AtomicU32, metrics: &Metrics) {
+    while let Some(job) = queue.blocking_recv() {
+        if job.reply.is_closed() {
+            metrics.abandoned.inc();
+            continue;
+        }
+        metrics.stage(Stage::Queue, job.queued.elapsed());
+        // A parser holds models and no state between calls, so it is sound to go on with it.
+        let answer = match catch_unwind(AssertUnwindSafe(|| parser.parse(&job.screenshot, &job.options))) {
+            Ok(Ok(parsed)) => Ok(parsed),
+            Ok(Err(error)) => Err(EngineError::Parse(with_causes(&error))),
+            Err(panic) => {
+                metrics.panics.inc();
+                Err(EngineError::Panicked(panic_text(panic.as_ref())))
+            }
+        };
+        match &answer {
+            Ok(parsed) => {
+                failures.store(0, Ordering::Relaxed);
+                for (stage, took) in [
+                    (Stage::Detect, parsed.times.detect),
+                    (Stage::Read, parsed.times.ocr),
+                    (Stage::Merge, parsed.times.merge),
+                    (Stage::Caption, parsed.times.caption),
+                ] {
+                    if !took.is_zero() {
+                        metrics.stage(stage, took);
+                    }
+                }
+            }
+            Err(error) => {
+                let in_a_row = failures.fetch_add(1, Ordering::Relaxed) + 1;
+                tracing::error!(%error, in_a_row, "parse failed on the device");
+            }
+        }
+        // A client that left meanwhile is no error.
+        drop(job.reply.send(answer));
+    }
+}
+
+/// `outer: cause: cause`, without repeating a cause that the outer text already ends with.
+pub fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}

@@ -1,0 +1,15 @@
+//! OmniParser-compatible inference service: HTTP, queue, settings and metrics around `hawkeye-pipeline`. Which backend
+//! runs the models is decided by whoever passes a loader to [`engine::Engine::start`].
+
+pub mod api;
+pub mod config;
+pub mod engine;
+pub mod error;
+pub mod input;
+pub mod metrics;
+pub mod one_shot;
+pub mod routes;
+pub mod serve;
+pub mod service;
+pub mod shutdown;
+pub mod table;

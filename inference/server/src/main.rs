@@ -1,0 +1,86 @@
+//! Command line entry point.
+
+mod backends;
+
+use clap::Parser as _;
+use hawkeye_inference::config::{Cli, Command, LogFormat, ParseArgs, ServeArgs};
+use hawkeye_inference::engine::with_causes;
+use hawkeye_inference::serve::Ended;
+use hawkeye_inference::{one_shot, service};
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+// Pages of 16 and 64 KiB exist on ARM; this allocator takes the size at run time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Serve(args) => {
+            log_to_stderr(cli.log_format, "info");
+            serve(&args, cli.log_format)
+        }
+        Command::Parse(args) => {
+            log_to_stderr(cli.log_format, "warn");
+            parse(&args)
+        }
+    }
+}
+
+/// Exit codes: 0 every request was answered; 1 it could not start or go on, or requests were cut off.
+fn serve(args: &ServeArgs, format: LogFormat) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, 1),
+    };
+    let ended = runtime.block_on(service::run(args, backends::loader(&args.model)));
+    // Work of clients that are gone is not waited for.
+    runtime.shutdown_background();
+    match ended {
+        Ok(Ended::Drained) => {
+            tracing::info!("stopped");
+            leave(0)
+        }
+        Ok(Ended::Cut) => {
+            tracing::warn!("stopped with requests in flight");
+            leave(1)
+        }
+        // Who reads the log as JSON finds the reason there.
+        Err(error) if format == LogFormat::Json => {
+            tracing::error!(error = with_causes(&error), "ended");
+            ExitCode::FAILURE
+        }
+        Err(error) => fail(&error, 1),
+    }
+}
+
+/// Ends the process without libtorch's exit handlers: the device thread may be inside of libtorch, and would crash when
+/// they take its tables away.
+fn leave(code: i32) -> ! {
+    signal_hook::low_level::exit(code)
+}
+
+fn parse(args: &ParseArgs) -> ExitCode {
+    match one_shot::run(args, backends::loader(&args.model), &mut stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, error.exit_code()),
+    }
+}
+
+fn fail(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
+    // Nothing can be done about a stderr that is gone.
+    writeln!(stderr(), "hawkeye-inference: {}", with_causes(error)).unwrap_or_default();
+    ExitCode::from(code)
+}
+
+fn log_to_stderr(format: LogFormat, default: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    match format {
+        LogFormat::Text => log.with_ansi(stderr().is_terminal()).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
+}

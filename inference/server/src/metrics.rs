@@ -1,0 +1,284 @@
+//! Prometheus metrics. Label values come from the enums here only, so the number of series is bounded.
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::time::Duration;
+
+/// `Content-Type` of [`Metrics::render`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Where a request went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)] // The names are the routes.
+pub enum Route {
+    Root,
+    Health,
+    ModelsStatus,
+    Parse,
+    ParseUpload,
+    Livez,
+    Readyz,
+    Metrics,
+    Other,
+}
+
+impl Route {
+    /// The route of a request path.
+    pub fn of(path: &str) -> Self {
+        match path {
+            "/" => Self::Root,
+            "/health" => Self::Health,
+            "/models/status" => Self::ModelsStatus,
+            "/parse" => Self::Parse,
+            "/parse/upload" => Self::ParseUpload,
+            "/livez" => Self::Livez,
+            "/readyz" => Self::Readyz,
+            "/metrics" => Self::Metrics,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether requests here are work, as opposed to probes and scrapes.
+    pub fn is_parse(self) -> bool {
+        matches!(self, Self::Parse | Self::ParseUpload)
+    }
+}
+
+/// First digit of the status, or that the client left before there was one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)]
+pub enum Code {
+    Success,
+    ClientError,
+    ServerError,
+    ClientLeft,
+}
+
+/// What became of a request to `/parse` or `/parse/upload`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Outcome {
+    /// Answered with elements.
+    Parsed,
+    /// Not an image, or not the schema (400, 422).
+    Invalid,
+    /// Over the size or pixel limit (413).
+    TooLarge,
+    /// Queue full (429).
+    Busy,
+    /// Models not loaded, or stopping (503).
+    Unready,
+    /// Over the time limit (504).
+    TimedOut,
+    /// The models failed (500).
+    Failed,
+    /// The client left first.
+    ClientLeft,
+}
+
+/// A step of a parse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Stage {
+    /// Base64 and image decoding.
+    Decode,
+    /// Waiting for the device.
+    Queue,
+    /// Icon detector.
+    Detect,
+    /// Text reader.
+    Read,
+    /// Merging icons and text.
+    Merge,
+    /// Captioner.
+    Caption,
+    /// Drawing and encoding the annotated picture.
+    Overlay,
+}
+
+/// Labels of HTTP series.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HttpLabels {
+    route: Route,
+    code: Code,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: Outcome,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabels {
+    stage: Stage,
+}
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    http_requests: Family<HttpLabels, Counter>,
+    http_duration: Family<HttpLabels, Histogram>,
+    outcomes: Family<OutcomeLabels, Counter>,
+    stages: Family<StageLabels, Histogram>,
+    elements: Histogram,
+    /// Requests held, the one on the device included.
+    pub held: Gauge,
+    /// Jobs that were dropped because their client had left.
+    pub abandoned: Counter,
+    /// Panics that were caught on the device thread.
+    pub panics: Counter,
+    /// 1 once the models are loaded.
+    pub models_loaded: Gauge,
+    load_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
+}
+
+fn seconds_histogram() -> Histogram {
+    // 0.1 ms to 105 s: from a merge to a large screen on a slow processor.
+    Histogram::new(exponential_buckets(1e-4, 2.0, 21))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// Registers everything.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("hawkeye");
+        let http_requests = Family::<HttpLabels, Counter>::default();
+        let http_duration = Family::<HttpLabels, Histogram>::new_with_constructor(seconds_histogram);
+        let outcomes = Family::<OutcomeLabels, Counter>::default();
+        let stages = Family::<StageLabels, Histogram>::new_with_constructor(seconds_histogram);
+        let elements = Histogram::new(exponential_buckets(1.0, 2.0, 10));
+        let (held, abandoned, panics) = (Gauge::default(), Counter::default(), Counter::default());
+        let models_loaded = Gauge::default();
+        let load_seconds = Gauge::default();
+
+        registry.register("http_requests", "HTTP requests", http_requests.clone());
+        registry.register_with_unit(
+            "http_request_duration",
+            "Time from headers to answer",
+            Unit::Seconds,
+            http_duration.clone(),
+        );
+        registry.register(
+            "parse_requests",
+            "Requests to /parse and /parse/upload by outcome",
+            outcomes.clone(),
+        );
+        registry.register_with_unit(
+            "parse_stage_duration",
+            "Time of each step",
+            Unit::Seconds,
+            stages.clone(),
+        );
+        registry.register("parse_elements", "Elements in an answer", elements.clone());
+        registry.register(
+            "parse_requests_held",
+            "Requests held, the one on the device included",
+            held.clone(),
+        );
+        registry.register(
+            "parse_abandoned",
+            "Jobs dropped because their client had left",
+            abandoned.clone(),
+        );
+        registry.register("device_panics", "Panics caught on the device thread", panics.clone());
+        registry.register("models_loaded", "1 once the models are loaded", models_loaded.clone());
+        registry.register_with_unit(
+            "model_load",
+            "Time that loading took",
+            Unit::Seconds,
+            load_seconds.clone(),
+        );
+
+        Self {
+            registry,
+            http_requests,
+            http_duration,
+            outcomes,
+            stages,
+            elements,
+            held,
+            abandoned,
+            panics,
+            models_loaded,
+            load_seconds,
+        }
+    }
+
+    /// Counts an HTTP request.
+    pub fn http(&self, route: Route, code: Code, took: Duration) {
+        let labels = HttpLabels { route, code };
+        self.http_requests.get_or_create(&labels).inc();
+        self.http_duration.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Counts what became of a parse.
+    pub fn outcome(&self, outcome: Outcome) {
+        self.outcomes.get_or_create(&OutcomeLabels { outcome }).inc();
+    }
+
+    /// Records the time of one step.
+    pub fn stage(&self, stage: Stage, took: Duration) {
+        self.stages
+            .get_or_create(&StageLabels { stage })
+            .observe(took.as_secs_f64());
+    }
+
+    /// Records the number of elements in an answer.
+    pub fn elements(&self, count: usize) {
+        self.elements.observe(count as f64);
+    }
+
+    /// Records that the models are loaded.
+    pub fn loaded(&self, took: Duration) {
+        self.models_loaded.set(1);
+        self.load_seconds.set(took.as_secs_f64());
+    }
+
+    /// The OpenMetrics text.
+    ///
+    /// # Errors
+    /// When a metric cannot be written as text, which is a defect.
+    pub fn render(&self) -> Result<String, std::fmt::Error> {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry)?;
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_names_what_was_recorded() {
+        let metrics = Metrics::new();
+        metrics.http(Route::ParseUpload, Code::Success, Duration::from_millis(12));
+        metrics.outcome(Outcome::TooLarge);
+        metrics.stage(Stage::Detect, Duration::from_millis(3));
+        metrics.loaded(Duration::from_secs(2));
+        let text = metrics.render().expect("renders");
+        for line in [
+            "hawkeye_http_requests_total{route=\"ParseUpload\",code=\"Success\"} 1",
+            "hawkeye_parse_requests_total{outcome=\"TooLarge\"} 1",
+            "hawkeye_parse_stage_duration_seconds_count{stage=\"Detect\"} 1",
+            "hawkeye_models_loaded 1",
+            "hawkeye_model_load_seconds 2.0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn unknown_paths_share_one_label() {
+        assert_eq!(Route::of("/wp-login.php"), Route::Other);
+        assert_eq!(Route::of("/parse"), Route::Parse);
+    }
+}

@@ -1,0 +1,26 @@
+//! `/`, `/health`, `/models/status`: never wait for the device.
+
+use super::App;
+use crate::api::{API_VERSION, Health, ModelsStatus, SERVICE_INFO, ServiceInfo};
+use axum::Json;
+use axum::extract::State;
+
+pub(super) async fn root() -> Json<ServiceInfo> {
+    Json(SERVICE_INFO)
+}
+
+/// Always 200, as in the Python service: the status is in the body.
+pub(super) async fn health(State(app): State<App>) -> Json<Health> {
+    let info = app.models().ok();
+    let healthy = info.is_some() && app.engine.is_alive();
+    Json(Health {
+        status: if healthy { "healthy" } else { "unhealthy" },
+        version: API_VERSION,
+        models_loaded: info.is_some(),
+        device: info.map_or_else(|| app.device_setting.to_string(), |info| info.device.name().to_owned()),
+    })
+}
+
+pub(super) async fn models_status(State(app): State<App>) -> Json<ModelsStatus> {
+    Json(ModelsStatus::new(app.models().ok().as_deref()))
+}

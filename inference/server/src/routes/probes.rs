@@ -1,0 +1,42 @@
+//! `/livez`, `/readyz`, `/metrics`.
+
+use super::App;
+use crate::error::ApiError;
+use crate::metrics::CONTENT_TYPE;
+use crate::shutdown::Phase;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use std::time::Duration;
+
+/// 200 unless the device has failed several times in a row: then a restart helps.
+pub(super) async fn livez(State(app): State<App>) -> Response {
+    if app.engine.is_alive() {
+        "ok\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the device keeps failing\n").into_response()
+    }
+}
+
+/// 200 when `/parse` would be served.
+pub(super) async fn readyz(State(app): State<App>) -> Response {
+    if *app.phase.borrow() != Phase::Running {
+        let reason = "The service is stopping".to_owned();
+        return ApiError::Unready {
+            reason,
+            retry_after: Duration::from_secs(1),
+        }
+        .into_response();
+    }
+    match app.models() {
+        Ok(_) => "ok\n".into_response(),
+        Err(error) => error.into_response(),
+    }
+}
+
+pub(super) async fn metrics(State(app): State<App>) -> Response {
+    match app.metrics.render() {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

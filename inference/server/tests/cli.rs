@@ -1,0 +1,170 @@
+//! The program itself. What needs models is tested where the models are; here it is exit codes, messages and signals.
+
+#![cfg(feature = "torch")]
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests are tests, which clippy.toml cannot say.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hawkeye-inference"));
+    command.env_remove("RUST_LOG");
+    command
+}
+
+fn run(args: &[&str]) -> (Option<i32>, String) {
+    let Output { status, stderr, stdout } = program().args(args).output().unwrap();
+    assert!(stdout.is_empty(), "{}", String::from_utf8_lossy(&stdout));
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+fn png(path: &Path) -> String {
+    image::RgbImage::new(64, 48).save(path).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn errors_have_a_message_and_a_code_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let shot = png(&folder.path().join("shot.png"));
+    let bundle = folder.path().to_str().unwrap();
+    for (args, code, wanted) in [
+        (
+            &["parse", &shot, "--bundle", bundle][..],
+            1,
+            "cannot load the models: cannot read",
+        ),
+        (
+            &["serve", "--host", "127.0.0.1", "--port", "0", "--bundle", bundle],
+            1,
+            "bundle.json: No such file",
+        ),
+        (
+            &["serve", "--host", "192.0.2.1"],
+            1,
+            "cannot listen on 192.0.2.1 port 9989",
+        ),
+        (
+            &["parse", &shot, "--device", "tpu"],
+            2,
+            "expected auto, cuda, mps or cpu",
+        ),
+        (&["parse"], 2, "<IMAGE>"),
+        (&["parse", "nowhere.png"], 3, "nowhere.png: No such file"),
+        (&["parse", "Cargo.toml"], 3, "Cargo.toml: bad image: not a PNG"),
+    ] {
+        let (found, message) = run(args);
+        assert_eq!(found, Some(code), "{args:?}: {message}");
+        assert!(message.contains(wanted), "{args:?}: {message}");
+        assert!(!message.contains("panicked"), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn a_json_log_holds_the_reason_of_the_end() {
+    let (code, message) = run(&[
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--bundle",
+        "/nonexistent",
+        "--log-format",
+        "json",
+    ]);
+    assert_eq!(code, Some(1), "{message}");
+    let last: serde_json::Value = serde_json::from_str(message.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["level"], &last["message"]), (&"ERROR".into(), &"ended".into()));
+    assert!(
+        last["error"].as_str().unwrap().contains("/nonexistent/bundle.json"),
+        "{last}"
+    );
+}
+
+#[test]
+fn a_damaged_bundle_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let shot = png(&folder.path().join("shot.png"));
+    let zeros = "0".repeat(64);
+    let manifest = format!(
+        r#"{{"formatVersion":1,"name":"t","models":[{{"role":"detector","name":"n","architecture":"yolo11m","licence":"MIT",
+            "imageSize":1280,"stride":32,"files":[{{"dtype":"float32","path":"d.pt","sha256":"{zeros}"}}]}}]}}"#
+    );
+    std::fs::write(folder.path().join("bundle.json"), manifest).unwrap();
+    std::fs::write(folder.path().join("d.pt"), b"other bytes").unwrap();
+    let (code, message) = run(&[
+        "parse",
+        &shot,
+        "--device",
+        "cpu",
+        "--bundle",
+        folder.path().to_str().unwrap(),
+    ]);
+    assert_eq!(code, Some(1), "{message}");
+    assert!(
+        message.contains("d.pt has sha256") && message.contains(&zeros),
+        "{message}"
+    );
+}
+
+fn get(port: u16, path: &str) -> Option<String> {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())
+        .ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[test]
+fn the_port_answers_while_models_load_and_sigterm_ends_it_with_success() {
+    let folder = tempfile::tempdir().unwrap();
+    // A pipe that nobody writes to: loading never ends.
+    let pipe = folder.path().join("bundle.json");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut service = program()
+        .args(["serve", "--log-format", "json", "--lame-duck", "200ms"])
+        .env("OMNIPARSER_HOST", "127.0.0.1")
+        .env("OMNIPARSER_PORT", port.to_string())
+        .env("HAWKEYE_BUNDLE", folder.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let started = Instant::now();
+    let alive = loop {
+        if let Some(answer) = get(port, "/livez") {
+            break answer;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "the port does not answer");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let unready = get(port, "/readyz");
+    assert!(
+        Command::new("kill")
+            .arg(service.id().to_string())
+            .status()
+            .unwrap()
+            .success()
+    );
+    let status = service.wait().unwrap();
+    assert!(alive.starts_with("HTTP/1.1 200"), "{alive}");
+    assert!(unready.is_some_and(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("still being loaded")));
+    assert_eq!(status.code(), Some(0));
+    let mut log = String::new();
+    service.stderr.unwrap().read_to_string(&mut log).unwrap();
+    let lines: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said = |message: &str| lines.iter().any(|line| line["message"] == message);
+    assert!(
+        said("listening; models are being loaded") && said("stopping") && said("stopped"),
+        "{log}"
+    );
+}

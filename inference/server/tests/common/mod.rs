@@ -1,0 +1,248 @@
+//! A service on a port of its own with a fake backend that a test steers.
+
+#![allow(dead_code)] // Each test program uses a part.
+
+use hawkeye_inference::engine::{Engine, LoadError, ModelEntry, ModelInfo};
+use hawkeye_inference::input::Settings;
+use hawkeye_inference::metrics::Metrics;
+use hawkeye_inference::routes::{App, RequestLimits, router};
+use hawkeye_inference::serve::{Ended, Limits, serve};
+use hawkeye_inference::shutdown::{Phase, PhaseSender, phase};
+use hawkeye_pipeline::bundle::DType;
+use hawkeye_pipeline::device::DeviceKind;
+use hawkeye_pipeline::geometry::Rect;
+use hawkeye_pipeline::model::{Detection, Detector, ModelError, TextLine, TextReader};
+use hawkeye_pipeline::parser::Parser;
+use hawkeye_pipeline::profile::Profile;
+use image::RgbImage;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// Width of a picture that makes the fake detector panic.
+pub const PANIC_WIDTH: u32 = 13;
+/// Width of a picture that makes the fake detector fail.
+pub const FAIL_WIDTH: u32 = 17;
+
+/// A gate that holds the fake detector until it is opened, and counts who came.
+#[derive(Debug)]
+pub struct Gate {
+    open: Mutex<bool>,
+    changed: Condvar,
+    entered: AtomicUsize,
+}
+
+impl Gate {
+    pub fn new(open: bool) -> Arc<Self> {
+        Arc::new(Self {
+            open: Mutex::new(open),
+            changed: Condvar::new(),
+            entered: AtomicUsize::new(0),
+        })
+    }
+
+    pub fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+
+    /// How many parses have reached the detector.
+    pub fn entered(&self) -> usize {
+        self.entered.load(Ordering::SeqCst)
+    }
+
+    fn pass(&self) {
+        self.entered.fetch_add(1, Ordering::SeqCst);
+        let guard = self.open.lock().unwrap();
+        drop(self.changed.wait_while(guard, |open| !*open).unwrap());
+    }
+}
+
+struct FakeDetector(Arc<Gate>);
+
+impl Detector for FakeDetector {
+    fn detect(&mut self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<Detection>, ModelError> {
+        self.0.pass();
+        match screenshot.width() {
+            PANIC_WIDTH => panic!("the fake was told to panic"),
+            FAIL_WIDTH => Err(ModelError::Backend {
+                model: "detector",
+                message: "out of memory".to_owned(),
+            }),
+            _ => Ok([
+                (Rect::new(10.0, 10.0, 50.0, 30.0), 0.9),
+                (Rect::new(100.0, 60.0, 116.0, 76.0), 0.25),
+            ]
+            .into_iter()
+            .map(|(rect, score)| Detection { rect, score })
+            .filter(|found| found.score >= min_score)
+            .collect()),
+        }
+    }
+}
+
+struct FakeReader;
+
+impl TextReader for FakeReader {
+    fn read(&mut self, _: &RgbImage, _: f32) -> Result<Vec<TextLine>, ModelError> {
+        let line = |x: f32, y: f32, text: &str| TextLine {
+            quad: [[x, y], [x + 30.0, y], [x + 30.0, y + 10.0], [x, y + 10.0]],
+            text: text.to_owned(),
+            score: 0.99,
+        };
+        Ok(vec![line(15.0, 15.0, "Save"), line(60.0, 100.0, "Ready")])
+    }
+}
+
+pub fn parser(gate: &Arc<Gate>) -> Parser {
+    Parser::new(
+        Box::new(FakeDetector(Arc::clone(gate))),
+        Some(Box::new(FakeReader)),
+        None,
+    )
+}
+
+pub fn model_info() -> ModelInfo {
+    let entry = |name: &str, architecture: &str| ModelEntry {
+        name: name.to_owned(),
+        architecture: architecture.to_owned(),
+        path: format!("/models/{name}.float32.pt"),
+        dtype: DType::Float32,
+    };
+    ModelInfo {
+        device: DeviceKind::Cpu,
+        device_name: "CPU (fake)".to_owned(),
+        bundle: "/models".to_owned(),
+        detector: entry("icons", "yolo11m"),
+        readers: vec![entry("lines", "db"), entry("letters", "ctc")],
+        captioner: None,
+    }
+}
+
+pub type Load = Box<dyn FnOnce() -> Result<(Parser, ModelInfo), LoadError> + Send>;
+
+/// A running service.
+pub struct Service {
+    pub url: String,
+    pub port: u16,
+    pub engine: Engine,
+    pub phase: PhaseSender,
+    pub client: reqwest::Client,
+    pub ended: JoinHandle<Ended>,
+}
+
+/// Limits small enough to be reached.
+pub fn limits() -> RequestLimits {
+    RequestLimits {
+        max_body_bytes: 1 << 20,
+        max_pixels: 250_000,
+        queue: 8,
+        timeout: Duration::from_secs(20),
+    }
+}
+
+pub async fn start_with(load: Load, limits: RequestLimits) -> Service {
+    let metrics = Arc::new(Metrics::new());
+    let engine = Engine::start(load, Arc::clone(&metrics)).unwrap();
+    let (stop, phase) = phase();
+    let settings = Settings {
+        profile: Profile::Balanced,
+        min_confidence: 0.05,
+    };
+    let app = App::new(engine.clone(), metrics, phase, settings, limits, "auto");
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let times = Limits {
+        header_timeout: Duration::from_millis(600),
+        lame_duck: Duration::from_millis(400),
+        drain: Duration::from_secs(10),
+    };
+    let to_serve = stop.clone();
+    let ended = tokio::spawn(async move { serve(listener, router(app), &to_serve, times).await });
+    Service {
+        url: format!("http://127.0.0.1:{port}"),
+        port,
+        engine,
+        phase: stop,
+        client: reqwest::Client::new(),
+        ended,
+    }
+}
+
+/// A service whose models are loaded and whose detector is held by `gate`.
+pub async fn start_gated(gate: &Arc<Gate>, limits: RequestLimits) -> Service {
+    let held = Arc::clone(gate);
+    let service = start_with(Box::new(move || Ok((parser(&held), model_info()))), limits).await;
+    eventually("the models are loaded", || {
+        matches!(service.engine.state(), hawkeye_inference::engine::ModelState::Ready(_))
+    })
+    .await;
+    service
+}
+
+/// A service that answers at once.
+pub async fn start() -> Service {
+    start_gated(&Gate::new(true), limits()).await
+}
+
+impl Service {
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        self.client.get(format!("{}{path}", self.url)).send().await.unwrap()
+    }
+
+    pub async fn post(&self, path: &str, body: &serde_json::Value) -> reqwest::Response {
+        self.client
+            .post(format!("{}{path}", self.url))
+            .json(body)
+            .send()
+            .await
+            .unwrap()
+    }
+
+    /// The value of one line of /metrics; 0 if it is not there.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let text = self.get("/metrics").await.text().await.unwrap();
+        text.lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
+            .map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    pub fn stop(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+}
+
+/// Waits up to ten seconds for `holds`.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within 10 s: {what}");
+}
+
+/// A PNG of one colour.
+pub fn png(width: u32, height: u32) -> Vec<u8> {
+    let picture = RgbImage::from_pixel(width, height, image::Rgb([240, 240, 240]));
+    let mut bytes = Vec::new();
+    picture
+        .write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png)
+        .unwrap();
+    bytes
+}
+
+/// The body of a /parse request.
+pub fn body(file: &[u8]) -> serde_json::Value {
+    use base64::Engine as _;
+    serde_json::json!({ "image": base64::engine::general_purpose::STANDARD.encode(file) })
+}
+
+/// `value` with `name` set.
+pub fn with(mut value: serde_json::Value, name: &str, set: impl Into<serde_json::Value>) -> serde_json::Value {
+    value[name] = set.into();
+    value
+}

@@ -1,0 +1,166 @@
+//! Detector and text reader on libtorch: a model bundle → the models of a [`Parser`] on a device.
+//!
+//! Everything here belongs on the one thread that owns the device: loading warms the modules up, and libtorch keeps both
+//! warm-up and gradient mode per thread.
+
+mod detector;
+mod device;
+mod module;
+mod reader;
+
+pub use detector::TorchDetector;
+pub use device::{Device, DeviceError, set_threads};
+pub use reader::TorchReader;
+
+use hawkeye_pipeline::{
+    bundle::{Bundle, BundleError, DType, Role},
+    device::{DeviceChoice, DeviceKind},
+    model::{Detector, ModelError, TextReader},
+    parser::Parser,
+};
+use image::{Rgb, RgbImage};
+use module::LoadedModule;
+
+/// How to load a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Where the models shall run.
+    pub device: DeviceChoice,
+    /// The number format wanted; a model without a file of it runs in `float32`.
+    pub dtype: DType,
+    /// Most lines of text per call of the recogniser.
+    pub batch_size: usize,
+    /// Threads of libtorch on the CPU; `None` leaves `OMP_NUM_THREADS` and libtorch's own choice.
+    pub threads: Option<usize>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            device: DeviceChoice::Auto,
+            dtype: DType::Float32,
+            batch_size: 16,
+            threads: None,
+        }
+    }
+}
+
+/// A model as it really runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadedModel {
+    /// What it is for.
+    pub role: Role,
+    /// Its published name.
+    pub name: String,
+    /// Its architecture, e.g. `yolo11m`.
+    pub architecture: String,
+    /// Its file, below the bundle.
+    pub path: String,
+    /// The number format in use, which may not be the one wanted.
+    pub dtype: DType,
+}
+
+/// A bundle on a device.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Finds icons.
+    pub detector: TorchDetector,
+    /// Finds and reads text, if the bundle has the models for it.
+    pub reader: Option<TorchReader>,
+    /// Where they run.
+    pub device: DeviceKind,
+    /// `NVIDIA …`, `Apple Silicon (arm64)` or `CPU (x86_64)`.
+    pub device_name: String,
+    /// The detector, then the text detector and recogniser if the bundle has them.
+    pub models: Vec<LoadedModel>,
+}
+
+impl Loaded {
+    /// The models, bound together.
+    pub fn into_parser(self) -> Parser {
+        let reader = self.reader.map(|reader| Box::new(reader) as Box<dyn TextReader + Send>);
+        Parser::new(Box::new(self.detector), reader, None)
+    }
+}
+
+/// A bundle that could not be put on a device.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The device is missing.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The bundle cannot be used.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A model has no file.
+    #[error("the bundle has no file for the model {0:?}")]
+    NoFile(String),
+    /// libtorch cannot load a file.
+    #[error("libtorch cannot load {path}: {source}")]
+    Torch {
+        /// The file, below the bundle.
+        path: String,
+        /// What libtorch said.
+        source: tch::TchError,
+    },
+    /// A model's description lacks something.
+    #[error("the model {name:?} of the bundle lacks {what}")]
+    Incomplete {
+        /// The model.
+        name: String,
+        /// The missing field.
+        what: &'static str,
+    },
+    /// A model does not run.
+    #[error("the models were loaded but do not run: {0}")]
+    WarmUp(#[from] ModelError),
+}
+
+/// Loads a bundle's models, every file only after its sha256 was found right, and runs each once.
+///
+/// A bundle without OCR models gives no reader.
+///
+/// # Errors
+/// [`LoadError`].
+pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError> {
+    if let Some(threads) = options.threads {
+        set_threads(threads);
+    }
+    let device = Device::open(options.device)?;
+    let detector = LoadedModule::load(bundle, bundle.require(Role::Detector)?, options.dtype, &device)?;
+    let mut models = vec![detector.describe()];
+    let mut detector = TorchDetector::new(detector)?;
+    let mut reader = None;
+    if let (Some(finder), Some(recogniser)) = (bundle.model(Role::OcrDetector), bundle.model(Role::OcrRecognizer)) {
+        let finder = LoadedModule::load(bundle, finder, options.dtype, &device)?;
+        let recogniser = LoadedModule::load(bundle, recogniser, options.dtype, &device)?;
+        models.extend([finder.describe(), recogniser.describe()]);
+        reader = Some(TorchReader::new(bundle, finder, recogniser, options.batch_size)?);
+    } else {
+        tracing::warn!(
+            bundle = bundle.manifest().name,
+            "the bundle has no OCR models: no text will be found"
+        );
+    }
+    warm_up(&mut detector, reader.as_mut())?;
+    Ok(Loaded {
+        detector,
+        reader,
+        device: device.kind(),
+        device_name: device.name().to_owned(),
+        models,
+    })
+}
+
+/// Runs every model on a small input, so that the first request does not pay for kernels and memory.
+fn warm_up(detector: &mut TorchDetector, reader: Option<&mut TorchReader>) -> Result<(), ModelError> {
+    let page = |width, height| RgbImage::from_pixel(width, height, Rgb([255; 3]));
+    // A strip, because the detector's input is always scaled to its full width.
+    detector.detect(&page(1280, 32), 1.0)?;
+    if let Some(reader) = reader {
+        // A square is the text detector's smallest input.
+        reader.read(&page(64, 64), 1.0)?;
+        reader.recognise(&[page(64, 48)])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! A TorchScript module with what the bundle says about it.
+
+use crate::{LoadError, LoadedModel, device::Device};
+use hawkeye_pipeline::{
+    bundle::{Bundle, ChannelOrder, DType, Model},
+    model::ModelError,
+};
+use image::RgbImage;
+use tch::{CModule, Kind, TchError, Tensor};
+
+/// A loaded module. Its input is converted to its number format and device; its output comes back as `float32`.
+#[derive(Debug)]
+pub(crate) struct LoadedModule {
+    module: CModule,
+    device: tch::Device,
+    kind: Kind,
+    model: Model,
+    dtype: DType,
+    path: String,
+}
+
+impl LoadedModule {
+    /// Reads and checks the file of the wanted number format, else the `float32` one, and puts it on the device.
+    pub(crate) fn load(bundle: &Bundle, model: &Model, wanted: DType, device: &Device) -> Result<Self, LoadError> {
+        let file = model
+            .file(wanted)
+            .ok_or_else(|| LoadError::NoFile(model.name.clone()))?;
+        if file.dtype != wanted {
+            tracing::warn!(
+                model = model.name,
+                wanted = %wanted,
+                used = %file.dtype,
+                "the bundle has no file of the wanted number format"
+            );
+        }
+        let bytes = bundle.read(&file.path, &file.sha256)?;
+        let torch_error = |source| LoadError::Torch {
+            path: file.path.clone(),
+            source,
+        };
+        let mut module = CModule::load_data_on_device(&mut bytes.as_slice(), device.torch()).map_err(torch_error)?;
+        module.f_set_eval().map_err(torch_error)?;
+        let kind = match file.dtype {
+            DType::Float32 => Kind::Float,
+            DType::Float16 => Kind::Half,
+            DType::BFloat16 => Kind::BFloat16,
+        };
+        let (path, dtype) = (file.path.clone(), file.dtype);
+        Ok(Self {
+            module,
+            device: device.torch(),
+            kind,
+            model: model.clone(),
+            dtype,
+            path,
+        })
+    }
+
+    pub(crate) const fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// What runs, for reports.
+    pub(crate) fn describe(&self) -> LoadedModel {
+        LoadedModel {
+            role: self.model.role,
+            name: self.model.name.clone(),
+            architecture: self.model.architecture.clone(),
+            path: self.path.clone(),
+            dtype: self.dtype,
+        }
+    }
+
+    /// Pictures of one size → (B, 3, H, W) on the device: planes in the model's order, 0–1, less its mean, over its deviation.
+    pub(crate) fn input(&self, pictures: &[RgbImage]) -> Result<Tensor, TchError> {
+        let tensors = pictures
+            .iter()
+            .map(|picture| picture_tensor(picture)?.f_to_device(self.device))
+            .collect::<Result<Vec<_>, _>>()?;
+        let bytes = Tensor::f_stack(&tensors, 0)?.f_permute([0, 3, 1, 2])?;
+        let planes = match self.model.channel_order {
+            ChannelOrder::Rgb => bytes,
+            ChannelOrder::Bgr => bytes.f_flip([1])?,
+        };
+        let mut scaled = planes.f_contiguous()?.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?;
+        if let Some(mean) = self.model.mean {
+            scaled = scaled.f_sub(&self.per_plane(mean)?)?;
+        }
+        if let Some(std) = self.model.std {
+            scaled = scaled.f_div(&self.per_plane(std)?)?;
+        }
+        Ok(scaled)
+    }
+
+    /// One call; (B, …) in, whatever the module gives, as `float32` on the device, out.
+    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
+        self.module
+            .forward_ts(&[input.f_to_kind(self.kind)?])?
+            .f_to_kind(Kind::Float)
+    }
+
+    fn per_plane(&self, values: [f32; 3]) -> Result<Tensor, TchError> {
+        Tensor::f_from_slice(&values)?
+            .f_reshape([1, 3, 1, 1])?
+            .f_to_device(self.device)
+    }
+}
+
+/// (H, W, 3) bytes.
+fn picture_tensor(picture: &RgbImage) -> Result<Tensor, TchError> {
+    let size = [i64::from(picture.height()), i64::from(picture.width()), 3];
+    // The binding copies size[0] × size[1] × size[2] bytes without a check; an RgbImage holds at least these.
+    let bytes = &picture.as_raw()[..picture.width() as usize * picture.height() as usize * 3];
+    Tensor::f_from_data_size(bytes, &size, Kind::Uint8)
+}
+
+/// All values of a tensor, on the host, in order.
+pub(crate) fn values<T: tch::kind::Element + Default + Clone>(tensor: &Tensor) -> Result<Vec<T>, TchError> {
+    let tensor = tensor.f_to_device(tch::Device::Cpu)?.f_contiguous()?;
+    let mut values = vec![T::default(); tensor.numel()];
+    tensor.f_copy_data(&mut values, tensor.numel())?;
+    Ok(values)
+}
+
+/// libtorch's error as the pipeline's: the first line, without the C++ stack below it.
+pub(crate) fn backend(model: &'static str) -> impl Fn(TchError) -> ModelError {
+    move |error| {
+        let text = error.to_string();
+        let message = text
+            .lines()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or_default()
+            .to_owned();
+        tracing::debug!(model, error = text, "libtorch failed");
+        ModelError::Backend { model, message }
+    }
+}

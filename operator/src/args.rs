@@ -1,0 +1,152 @@
+//! Command line and environment.
+
+use std::net::SocketAddr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hawkeye_crds::v1alpha1::{ModelSource, PullPolicy};
+
+use crate::hardware::{Images, ModelDefaults};
+
+/// Places the Hawkeye screen parser on whatever hardware a Kubernetes cluster has.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 120)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the operator against the cluster of the service account or kubeconfig
+    Run(RunArgs),
+    /// Print the CustomResourceDefinitions as YAML
+    Crd {
+        /// Also print the built-in HardwareClasses
+        #[arg(long)]
+        classes: bool,
+    },
+}
+
+/// Settings of a running operator.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Image of pods that compute on CPUs
+    #[arg(long, env = "HAWKEYE_IMAGE_CPU", default_value = concat!("ghcr.io/bytebot-ai/hawkeye-inference:", env!("CARGO_PKG_VERSION"), "-cpu"))]
+    pub image_cpu: String,
+
+    /// Image of pods that compute on NVIDIA GPUs
+    #[arg(long, env = "HAWKEYE_IMAGE_CUDA", default_value = concat!("ghcr.io/bytebot-ai/hawkeye-inference:", env!("CARGO_PKG_VERSION"), "-cuda"))]
+    pub image_cuda: String,
+
+    /// When pods pull their image
+    #[arg(long, env = "HAWKEYE_IMAGE_PULL_POLICY", value_enum, default_value = "IfNotPresent")]
+    pub image_pull_policy: PullPolicyArg,
+
+    /// Model of HawkeyeDeployments that name none, as JSON of their field `model`; empty for none
+    #[arg(long, env = "HAWKEYE_DEFAULT_MODEL", default_value = "", value_parser = parse_model)]
+    pub default_model: DefaultModel,
+
+    /// Address that serves /livez, /readyz and /metrics
+    #[arg(long, env = "HAWKEYE_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    /// Name of this pod, which events are reported by
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: Option<String>,
+
+    /// Reconciles that run at the same time
+    #[arg(long, env = "HAWKEYE_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+
+    /// Form of the log on standard error; which lines it holds is set by RUST_LOG
+    #[arg(long, env = "HAWKEYE_LOG_FORMAT", value_enum, default_value = "json")]
+    pub log_format: LogFormat,
+}
+
+/// When images are pulled.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs)]
+pub enum PullPolicyArg {
+    #[value(name = "Always")]
+    Always,
+    #[value(name = "IfNotPresent")]
+    IfNotPresent,
+    #[value(name = "Never")]
+    Never,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs)]
+pub enum LogFormat {
+    Json,
+    Text,
+}
+
+/// The model of HawkeyeDeployments that name none, if there is one. A type of its own, because clap takes a bare
+/// `Option` for an argument that may be left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DefaultModel(pub Option<ModelSource>);
+
+impl RunArgs {
+    /// The inference images.
+    pub fn images(&self) -> Images {
+        Images {
+            cpu: self.image_cpu.clone(),
+            cuda: self.image_cuda.clone(),
+            pull_policy: match self.image_pull_policy {
+                PullPolicyArg::Always => PullPolicy::Always,
+                PullPolicyArg::IfNotPresent => PullPolicy::IfNotPresent,
+                PullPolicyArg::Never => PullPolicy::Never,
+            },
+        }
+    }
+
+    /// What a spec without a model uses.
+    pub fn models(&self) -> ModelDefaults {
+        ModelDefaults {
+            model: self.default_model.0.clone(),
+        }
+    }
+}
+
+fn parse_model(text: &str) -> Result<DefaultModel, String> {
+    if matches!(text.trim(), "" | "null" | "{}") {
+        return Ok(DefaultModel(None));
+    }
+    let model: ModelSource = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    if model.image.is_some() == model.persistent_volume_claim.is_some() {
+        return Err("it must have exactly one of image and persistentVolumeClaim".to_owned());
+    }
+    Ok(DefaultModel(Some(model)))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_default_model_is_checked_at_start() {
+        assert_eq!(parse_model("").unwrap(), DefaultModel(None));
+        assert_eq!(parse_model("{}").unwrap(), DefaultModel(None));
+        let image = r#"{"image":{"reference":"a/b:c","pullPolicy":"Never"}}"#;
+        assert_eq!(parse_model(image).unwrap().0.unwrap().image.unwrap().reference, "a/b:c");
+        assert!(parse_model(r#"{"persistentVolumeClaim":{"claimName":"m"}}"#).is_ok());
+        for bad in [
+            r#"{"image":{"reference":"a"},"persistentVolumeClaim":{"claimName":"m"}}"#,
+            r#"{"imagE":{"reference":"a"}}"#,
+            "a/b:c",
+        ] {
+            assert!(parse_model(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The steps from what is in the cluster to what should be, one file for each.
+
+pub mod apply;
+pub mod build;
+pub mod observe;
+pub mod plan;
+pub mod planner;
+pub mod reconcile;
+pub mod run;
+pub mod status;

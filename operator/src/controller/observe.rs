@@ -1,0 +1,365 @@
+//! What is in the cluster: watched once, decoded down to the fields in use, kept in stores that every step reads.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use hawkeye_crds::v1alpha1::{HardwareClass, HawkeyeDeployment, Quantity, TaintEffect};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Service},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{Resource, core::DeserializeGuard, runtime::reflector::Store};
+use serde::Deserialize;
+
+use super::build::{CLASS_LABEL, INSTANCE_LABEL, MANAGER};
+use crate::hardware::{ClassIndex, NodeFacts, Taint};
+
+/// A HawkeyeDeployment, or why the stored object does not decode.
+pub type GuardedDeployment = DeserializeGuard<HawkeyeDeployment>;
+/// A HardwareClass, or why the stored object does not decode.
+pub type GuardedClass = DeserializeGuard<HardwareClass>;
+
+/// The stores of everything that is watched.
+#[derive(Clone)]
+pub struct World {
+    /// Every HawkeyeDeployment.
+    pub hawkeye_deployments: Store<GuardedDeployment>,
+    /// Every HardwareClass.
+    pub classes: Store<GuardedClass>,
+    /// Every node.
+    pub nodes: Store<Node>,
+    /// Pods of ours, and pods that hold an extended resource.
+    pub pods: Store<Pod>,
+    /// Deployments that carry our label.
+    pub deployments: Store<Deployment>,
+    /// Services that carry our label.
+    pub services: Store<Service>,
+}
+
+/// A node, decoded to the fields in use.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Node")]
+pub struct Node {
+    /// Name and labels.
+    pub metadata: ObjectMeta,
+    /// Taints, and whether it is cordoned.
+    #[serde(default)]
+    pub spec: NodeSpec,
+    /// Allocatable resources and conditions.
+    #[serde(default)]
+    pub status: NodeStatus,
+}
+
+/// Part of a node's spec.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeSpec {
+    /// Cordoned.
+    pub unschedulable: bool,
+    /// Taints of every effect.
+    pub taints: Vec<RawTaint>,
+}
+
+/// A taint as it stands in the API.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RawTaint {
+    /// Its key.
+    pub key: String,
+    /// Its value.
+    #[serde(default)]
+    pub value: String,
+    /// Its effect; text, so that an effect that is not known yet does not end the watch.
+    pub effect: String,
+}
+
+/// Part of a node's status.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NodeStatus {
+    /// Allocatable resources.
+    pub allocatable: BTreeMap<String, Quantity>,
+    /// Conditions.
+    pub conditions: Vec<RawCondition>,
+}
+
+/// A condition, of which only type, status and text are used.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct RawCondition {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// Its status.
+    pub status: String,
+    /// Its reason.
+    pub reason: String,
+    /// Its message.
+    pub message: String,
+}
+
+impl Node {
+    /// The facts that placement uses.
+    pub fn facts(&self) -> NodeFacts {
+        NodeFacts {
+            name: self.metadata.name.clone().unwrap_or_default(),
+            labels: self.metadata.labels.clone().unwrap_or_default(),
+            allocatable: self
+                .status
+                .allocatable
+                .iter()
+                .filter(|(name, _)| is_extended(name))
+                .map(|(name, quantity)| (name.clone(), quantity.units().unwrap_or(0)))
+                .collect(),
+            ready: condition_is(&self.status.conditions, "Ready", "True"),
+            unschedulable: self.spec.unschedulable,
+            taints: self
+                .spec
+                .taints
+                .iter()
+                .filter(|taint| taint.effect != "PreferNoSchedule")
+                .map(|taint| Taint {
+                    key: taint.key.clone(),
+                    value: taint.value.clone(),
+                    effect: if taint.effect == "NoExecute" {
+                        TaintEffect::NoExecute
+                    } else {
+                        TaintEffect::NoSchedule
+                    },
+                })
+                .collect(),
+        }
+    }
+}
+
+/// A pod, decoded to the fields in use.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = "k8s_openapi::api::core::v1::Pod")]
+pub struct Pod {
+    /// Name, labels and owners.
+    pub metadata: ObjectMeta,
+    /// Its node and what it asks for.
+    #[serde(default)]
+    pub spec: PodSpec,
+    /// How it is.
+    #[serde(default)]
+    pub status: PodStatus,
+}
+
+/// Part of a pod's spec.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodSpec {
+    /// The node that it is bound to.
+    pub node_name: Option<String>,
+    /// Containers.
+    pub containers: Vec<PodContainer>,
+    /// Init containers; those that always restart run beside the containers.
+    pub init_containers: Vec<PodContainer>,
+}
+
+/// Part of a container.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodContainer {
+    /// What it asks for.
+    pub resources: PodResources,
+    /// `Always` for an init container that runs beside the containers.
+    pub restart_policy: Option<String>,
+}
+
+/// What a container asks for.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PodResources {
+    /// Requests. For extended resources they equal the limits.
+    pub requests: BTreeMap<String, Quantity>,
+}
+
+/// Part of a pod's status.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PodStatus {
+    /// Pending, Running, Succeeded, Failed or Unknown.
+    pub phase: String,
+    /// Conditions.
+    pub conditions: Vec<RawCondition>,
+    /// Containers.
+    pub container_statuses: Vec<ContainerStatus>,
+}
+
+/// Part of a container's status.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ContainerStatus {
+    /// Times that it was started again.
+    pub restart_count: i32,
+    /// How it is now.
+    pub state: ContainerState,
+    /// How it was before its last restart.
+    pub last_state: ContainerState,
+}
+
+/// Part of a container's state.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct ContainerState {
+    /// Set while it waits.
+    pub waiting: Option<Waiting>,
+    /// Set when it ended.
+    pub terminated: Option<Terminated>,
+}
+
+/// Why a container waits.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Waiting {
+    /// In one word.
+    pub reason: String,
+    /// In a sentence.
+    pub message: String,
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Terminated {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// In one word, e.g. OOMKilled.
+    pub reason: String,
+}
+
+impl Pod {
+    /// Not ended and not being deleted.
+    pub fn active(&self) -> bool {
+        self.metadata.deletion_timestamp.is_none() && !self.terminal()
+    }
+
+    /// Ended: it holds nothing any more.
+    pub fn terminal(&self) -> bool {
+        matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
+    }
+
+    /// Its condition Ready is True.
+    pub fn ready(&self) -> bool {
+        condition_is(&self.status.conditions, "Ready", "True")
+    }
+
+    /// Worth keeping: made by us, or holding an extended resource.
+    pub fn relevant(&self) -> bool {
+        self.instance().is_some() || self.extended().next().is_some()
+    }
+
+    /// Namespace and name of the HawkeyeDeployment that it says it belongs to. Anyone can set labels, so the owner has to
+    /// be the ReplicaSet of a pool's Deployment, too.
+    pub fn instance(&self) -> Option<(&str, &str)> {
+        let label = |key: &str| self.metadata.labels.as_ref()?.get(key).map(String::as_str);
+        if label("app.kubernetes.io/managed-by") != Some(MANAGER) {
+            return None;
+        }
+        let (instance, class) = (label(INSTANCE_LABEL)?, label(CLASS_LABEL)?);
+        let prefix = format!("{instance}-{class}-");
+        let owned = self.metadata.owner_references.iter().flatten().any(|owner| {
+            owner.controller == Some(true) && owner.kind == "ReplicaSet" && owner.name.starts_with(&prefix)
+        });
+        owned.then_some(())?;
+        Some((self.metadata.namespace.as_deref()?, instance))
+    }
+
+    /// The class of the pool that it says it belongs to.
+    pub fn class(&self) -> Option<&str> {
+        self.metadata.labels.as_ref()?.get(CLASS_LABEL).map(String::as_str)
+    }
+
+    /// Units of a resource that it holds: what its containers ask for together, or what its largest init container does.
+    pub fn units(&self, resource: &str) -> u64 {
+        let of = |container: &PodContainer| {
+            container
+                .resources
+                .requests
+                .get(resource)
+                .and_then(Quantity::units)
+                .unwrap_or(0)
+        };
+        let beside = |container: &&PodContainer| container.restart_policy.as_deref() == Some("Always");
+        let sidecars: u64 = self.spec.init_containers.iter().filter(beside).map(of).sum();
+        let together: u64 = self.spec.containers.iter().map(of).sum();
+        let first = self
+            .spec
+            .init_containers
+            .iter()
+            .filter(|c| !beside(c))
+            .map(of)
+            .max()
+            .unwrap_or(0);
+        (together + sidecars).max(first + sidecars)
+    }
+
+    fn extended(&self) -> impl Iterator<Item = &str> {
+        self.spec
+            .containers
+            .iter()
+            .chain(&self.spec.init_containers)
+            .flat_map(|container| container.resources.requests.keys())
+            .map(String::as_str)
+            .filter(|name| is_extended(name))
+    }
+}
+
+/// Units of a resource on each node that bound, non-terminal pods hold which `ours` does not claim.
+pub fn taken<'a>(
+    pods: impl IntoIterator<Item = &'a Arc<Pod>>,
+    ours: impl Fn(&str, &str) -> bool,
+) -> BTreeMap<(String, String), u64> {
+    let mut taken = BTreeMap::new();
+    for pod in pods {
+        let Some(node) = &pod.spec.node_name else { continue };
+        if pod.terminal() || pod.instance().is_some_and(|(namespace, name)| ours(namespace, name)) {
+            continue;
+        }
+        let mut names: Vec<&str> = pod.extended().collect();
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            *taken.entry((node.clone(), name.to_owned())).or_insert(0) += pod.units(name);
+        }
+    }
+    taken
+}
+
+/// By namespace and name of the HawkeyeDeployment: its active, bound pods by class, on nodes that take no new pods of that
+/// class now.
+pub fn held<'a>(
+    pods: impl IntoIterator<Item = &'a Arc<Pod>>,
+    index: &ClassIndex,
+) -> BTreeMap<(String, String), BTreeMap<String, u32>> {
+    let mut held: BTreeMap<(String, String), BTreeMap<String, u32>> = BTreeMap::new();
+    for pod in pods {
+        let (Some(node), Some(class), Some((namespace, name))) = (&pod.spec.node_name, pod.class(), pod.instance())
+        else {
+            continue;
+        };
+        if pod.active() && !index.offers(node, class) {
+            let of = held.entry((namespace.to_owned(), name.to_owned())).or_default();
+            *of.entry(class.to_owned()).or_insert(0) += 1;
+        }
+    }
+    held
+}
+
+/// The active pods of a HawkeyeDeployment.
+pub fn pods_of(pods: &Store<Pod>, namespace: &str, name: &str) -> Vec<Arc<Pod>> {
+    pods.state_filter(|pod| pod.active() && pod.instance() == Some((namespace, name)))
+}
+
+/// Looks for a condition by type and status.
+pub fn condition_is(conditions: &[RawCondition], type_: &str, status: &str) -> bool {
+    conditions
+        .iter()
+        .any(|condition| condition.type_ == type_ && condition.status == status)
+}
+
+/// Extended resources have a domain of their own: `nvidia.com/gpu`, not `cpu` or `hugepages-2Mi`.
+fn is_extended(name: &str) -> bool {
+    name.split_once('/')
+        .is_some_and(|(domain, _)| domain != "kubernetes.io" && !domain.ends_with(".kubernetes.io"))
+}

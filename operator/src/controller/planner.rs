@@ -1,0 +1,198 @@
+//! One plan for all: reads the stores when something changed, plans every HawkeyeDeployment in one pass, and asks for
+//! those whose plan changed to be reconciled.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::channel::mpsc::UnboundedSender;
+use hawkeye_crds::v1alpha1::HawkeyeDeployment;
+use kube::{
+    ResourceExt,
+    runtime::reflector::{ObjectRef, store::WriterDropped},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep},
+};
+
+use super::{
+    apply::Memory,
+    observe::{GuardedDeployment, Pod, World, held, taken},
+    plan::{Plan, Request, plan_all},
+};
+use crate::{
+    hardware::{ClassIndex, ModelDefaults, NodeFacts},
+    metrics::Metrics,
+};
+
+/// Changes within this time are planned together. A rollout of a device plugin touches every node.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// The plans of one pass.
+#[derive(Clone, Debug, Default)]
+pub struct Plans(Option<Arc<HashMap<String, Planned>>>);
+
+/// The plan of one HawkeyeDeployment.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// The generation of the spec that it is for.
+    pub generation: Option<i64>,
+    /// The plan.
+    pub plan: Arc<Plan>,
+}
+
+impl Plans {
+    /// The result of a pass.
+    pub fn made(plans: Vec<(String, Planned)>) -> Self {
+        Self(Some(Arc::new(plans.into_iter().collect())))
+    }
+
+    /// True once a pass was made.
+    pub fn ready(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The plan of a UID for this generation or a later one.
+    pub fn get(&self, uid: &str, generation: Option<i64>) -> Option<Arc<Plan>> {
+        let planned = self.0.as_ref()?.get(uid)?;
+        (planned.generation >= generation).then(|| Arc::clone(&planned.plan))
+    }
+}
+
+/// Everything that planning runs with.
+pub struct Planner {
+    /// What is in the cluster.
+    pub world: World,
+    /// What a spec without a model uses.
+    pub models: ModelDefaults,
+    /// Says that something changed.
+    pub dirty: Arc<Notify>,
+    /// Where the plans go.
+    pub plans: watch::Sender<Plans>,
+    /// Objects to be reconciled.
+    pub triggers: UnboundedSender<ObjectRef<GuardedDeployment>>,
+    /// What was applied last, of which what is gone is forgotten.
+    pub memory: Arc<Memory>,
+    /// Metrics.
+    pub metrics: Metrics,
+}
+
+impl Planner {
+    /// Plans for ever.
+    ///
+    /// # Errors
+    /// When a watch has ended.
+    pub async fn run(self) -> Result<(), WriterDropped> {
+        self.world.hawkeye_deployments.wait_until_ready().await?;
+        self.world.classes.wait_until_ready().await?;
+        self.world.nodes.wait_until_ready().await?;
+        self.world.pods.wait_until_ready().await?;
+        self.world.deployments.wait_until_ready().await?;
+        self.world.services.wait_until_ready().await?;
+        loop {
+            self.pass();
+            self.dirty.notified().await;
+            sleep(SETTLE).await;
+        }
+    }
+
+    fn pass(&self) {
+        let start = Instant::now();
+        let guarded = self.world.hawkeye_deployments.state();
+        let living: Vec<&HawkeyeDeployment> = guarded
+            .iter()
+            .filter_map(|guarded| guarded.0.as_ref().ok())
+            .filter(|object| object.metadata.deletion_timestamp.is_none())
+            .collect();
+        let pods = self.world.pods.state();
+        let index = self.index(&living, &pods);
+        let mut held = held(&pods, &index);
+        let keys: Vec<(String, String)> = living
+            .iter()
+            .map(|object| {
+                let created = object.metadata.creation_timestamp.as_ref();
+                (
+                    object.uid().unwrap_or_default(),
+                    created.map(|time| time.0.to_string()).unwrap_or_default(),
+                )
+            })
+            .collect();
+        let requests: Vec<Request<'_>> = living
+            .iter()
+            .zip(&keys)
+            .map(|(object, (uid, created))| Request {
+                uid,
+                created,
+                spec: &object.spec,
+                held: held
+                    .remove(&(object.namespace().unwrap_or_default(), object.name_any()))
+                    .unwrap_or_default(),
+            })
+            .collect();
+        let mut made = plan_all(&requests, &index, &self.models);
+        let before = self.plans.borrow().clone();
+        let mut changed = Vec::new();
+        let mut plans = Vec::new();
+        for (object, (uid, _)) in living.iter().zip(keys) {
+            let Some(plan) = made.remove(&uid) else { continue };
+            let old = before.0.as_ref().and_then(|before| before.get(&uid));
+            // What did not change keeps its place in memory.
+            let plan = match old {
+                Some(old) if *old.plan == plan => Arc::clone(&old.plan),
+                _ => {
+                    changed.push(ObjectRef::new(&object.name_any()).within(&object.namespace().unwrap_or_default()));
+                    Arc::new(plan)
+                }
+            };
+            plans.push((
+                uid,
+                Planned {
+                    generation: object.metadata.generation,
+                    plan,
+                },
+            ));
+        }
+        self.plans.send_replace(Plans::made(plans));
+        for object in changed {
+            // It fails only when the controller is gone, and then the process ends.
+            if self.triggers.unbounded_send(object).is_err() {
+                return;
+            }
+        }
+        self.forget();
+        let seconds = start.elapsed().as_secs_f64();
+        self.metrics
+            .planned(seconds, living.len(), self.world.nodes.len(), index.unclassified.len());
+        tracing::debug!(seconds, deployments = living.len(), unclassified = ?index.unclassified, "planned");
+    }
+
+    fn index(&self, living: &[&HawkeyeDeployment], pods: &[Arc<Pod>]) -> ClassIndex {
+        let ours: HashSet<(String, String)> = living
+            .iter()
+            .map(|object| (object.namespace().unwrap_or_default(), object.name_any()))
+            .collect();
+        let taken: BTreeMap<(String, String), u64> = taken(pods, |namespace, name| {
+            ours.contains(&(namespace.to_owned(), name.to_owned()))
+        });
+        let nodes: Vec<NodeFacts> = self.world.nodes.state().iter().map(|node| node.facts()).collect();
+        let classes = self.world.classes.state();
+        let decoded = classes.iter().filter_map(|guarded| guarded.0.as_ref().ok());
+        ClassIndex::new(decoded, &nodes, |node, resource| {
+            taken.get(&(node.to_owned(), resource.to_owned())).copied().unwrap_or(0)
+        })
+    }
+
+    fn forget(&self) {
+        let deployments = self.world.deployments.state();
+        let services = self.world.services.state();
+        let living: HashSet<&str> = deployments
+            .iter()
+            .filter_map(|object| object.metadata.uid.as_deref())
+            .chain(services.iter().filter_map(|object| object.metadata.uid.as_deref()))
+            .collect();
+        self.memory.retain(|uid| living.contains(uid));
+    }
+}

@@ -1,0 +1,337 @@
+//! Wiring: client, watches, planner, controller and the HTTP server, until a signal ends them.
+
+use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use futures::{
+    Stream, StreamExt, TryStreamExt,
+    channel::mpsc::{UnboundedSender, unbounded},
+    future::{self, BoxFuture, FutureExt},
+};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service};
+use kube::{
+    Api, Client, Config, Resource, ResourceExt,
+    client::ClientBuilder,
+    core::DeserializeGuard,
+    runtime::{
+        Controller, WatchStreamExt,
+        controller::{self, Error as ControllerError},
+        events::{Recorder, Reporter},
+        reflector::{self, ObjectRef, store::Writer},
+        watcher::{self, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, watch},
+};
+
+use super::{
+    apply::Memory,
+    build::MANAGER,
+    observe::{GuardedClass, GuardedDeployment, Node, Pod, World},
+    planner::{Planner, Plans},
+    reconcile::{error_policy, reconcile},
+};
+use crate::{
+    args::RunArgs,
+    context::{Backoff, Context, Reported},
+    http,
+    metrics::Metrics,
+};
+
+/// Events of one object within this time lead to one reconcile.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+
+type Trigger = UnboundedSender<ObjectRef<GuardedDeployment>>;
+type Events<K> = watcher::Result<Event<K>>;
+
+/// Runs the operator until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the API server cannot be found, the address is taken, or a part ends that should not.
+pub async fn run(args: RunArgs) -> anyhow::Result<()> {
+    let metrics = Metrics::default();
+    let client = client(&metrics).await?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", args.listen))?;
+    tracing::info!(listen = %args.listen, version = env!("CARGO_PKG_VERSION"), "started");
+
+    let dirty = Arc::new(Notify::new());
+    let (triggers, triggered) = unbounded();
+    let (hawkeye_deployments, deployment_writer) = reflector::store();
+    let (world, watches) = watches(&client, hawkeye_deployments.clone(), &dirty, &triggers, &metrics);
+    let memory = Arc::new(Memory::default());
+    let (sender, plans) = watch::channel(Plans::default());
+    let planner = Planner {
+        world: world.clone(),
+        models: args.models(),
+        dirty: Arc::clone(&dirty),
+        plans: sender,
+        triggers,
+        memory: Arc::clone(&memory),
+        metrics: metrics.clone(),
+    };
+    let reporter = Reporter {
+        controller: MANAGER.to_owned(),
+        instance: args.pod_name.clone(),
+    };
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        client: client.clone(),
+        world,
+        images: args.images(),
+        models: args.models(),
+        plans: plans.clone(),
+        dirty: Arc::clone(&dirty),
+        memory,
+        backoff: Backoff::default(),
+        invalid: Reported::default(),
+        metrics: metrics.clone(),
+    });
+
+    let (stop, stopped) = watch::channel(false);
+    let main = deployment_stream(&client, deployment_writer, dirty, metrics.clone());
+    let reconciled = Controller::for_stream(main, hawkeye_deployments)
+        .with_config(
+            controller::Config::default()
+                .debounce(DEBOUNCE)
+                .concurrency(args.concurrency),
+        )
+        .reconcile_on(triggered)
+        .graceful_shutdown_on(until(stopped.clone()))
+        .run(reconcile, error_policy, context)
+        .for_each(async |result| log(result));
+
+    // The controller ends last: what it has begun it finishes, for which it needs planner and watches.
+    let mut server = pin!(http::serve(listener, metrics, plans, until(stopped)));
+    let mut watches = pin!(watches);
+    let mut planner = pin!(planner.run());
+    let mut reconciled = pin!(reconciled);
+    let mut signal = pin!(signalled());
+    tokio::select! {
+        () = &mut reconciled => bail!("the controller has ended"),
+        () = &mut watches => bail!("a watch has ended"),
+        result = &mut planner => bail!("the planner has ended: {result:?}"),
+        result = &mut server => bail!("the HTTP server has ended: {result:?}"),
+        result = &mut signal => result?,
+    }
+    tracing::info!("told to end");
+    stop.send_replace(true);
+    tokio::select! {
+        () = reconciled => {}
+        () = watches => bail!("a watch has ended"),
+        result = planner => bail!("the planner has ended: {result:?}"),
+    }
+    server.await.context("the HTTP server failed")?;
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// A client that counts its requests and never retries by itself: retries are ours, with a limit for each object.
+async fn client(metrics: &Metrics) -> anyhow::Result<Client> {
+    let mut config = Config::infer()
+        .await
+        .context("no cluster: neither a service account nor a kubeconfig")?;
+    config.default_retry = false;
+    Ok(ClientBuilder::try_from(config)
+        .context("the cluster's settings are not usable")?
+        .with_layer(&metrics.layer())
+        .build())
+}
+
+async fn signalled() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+async fn until(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is an end as well.
+    let _ended = stopped.wait_for(|stopped| *stopped).await;
+}
+
+fn log(result: Result<(ObjectRef<GuardedDeployment>, controller::Action), ReconcileError>) {
+    match result {
+        Ok((object, action)) => tracing::debug!(%object, ?action, "reconciled"),
+        // The error policy has logged and counted it.
+        Err(ControllerError::ReconcilerFailed(..)) => {}
+        // Deleted between its event and its turn.
+        Err(ControllerError::ObjectNotFound(object)) => tracing::debug!(%object, "gone"),
+        Err(error) => tracing::warn!(%error, "the controller met an error"),
+    }
+}
+
+type ReconcileError = ControllerError<crate::error::Error, watcher::Error>;
+
+fn deployment_stream(
+    client: &Client,
+    writer: Writer<GuardedDeployment>,
+    dirty: Arc<Notify>,
+    metrics: Metrics,
+) -> impl Stream<Item = Result<GuardedDeployment, watcher::Error>> + Send + 'static {
+    let api: Api<GuardedDeployment> = Api::all(client.clone());
+    watcher(api, watcher::Config::default().any_semantic())
+        .default_backoff()
+        .modify(strip)
+        .reflect(writer)
+        .inspect_ok(move |_| dirty.notify_one())
+        .inspect_err(move |error| failed(error, &metrics))
+        .applied_objects()
+}
+
+/// Starts every watch but that of the HawkeyeDeployments, which is the controller's.
+fn watches(
+    client: &Client,
+    hawkeye_deployments: reflector::Store<GuardedDeployment>,
+    dirty: &Arc<Notify>,
+    triggers: &Trigger,
+    metrics: &Metrics,
+) -> (World, BoxFuture<'static, ()>) {
+    let any = || watcher::Config::default().any_semantic();
+    let ours = || any().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    let (classes, class_writer) = reflector::store();
+    let (nodes, node_writer) = reflector::store();
+    let (pods, pod_writer) = reflector::store();
+    let (deployments, deployment_writer) = reflector::store();
+    let (services, service_writer) = reflector::store();
+
+    let on_class = marks(dirty, |class: &GuardedClass| {
+        if let Err(invalid) = &class.0 {
+            tracing::warn!(
+                name = invalid.metadata.name,
+                error = invalid.error,
+                "a HardwareClass does not decode"
+            );
+        }
+    });
+    let on_node = marks(dirty, |_: &Node| {});
+    let mut on_relevant = marks(
+        dirty,
+        sends(triggers, |pod: &Pod| {
+            pod.instance()
+                .map(|(namespace, name)| ObjectRef::new(name).within(namespace))
+        }),
+    );
+    // Most pods of a cluster neither are ours nor hold a GPU, and change often.
+    let on_pod = move |pod: &Pod| {
+        if pod.relevant() {
+            on_relevant(pod);
+        }
+    };
+    let on_deployment = sends(triggers, owner_of::<Deployment>);
+    let on_service = sends(triggers, owner_of::<Service>);
+
+    let pod_events = events::<Pod>(client, any()).map(|event| event.map(only_relevant));
+    let all: Vec<BoxFuture<'static, ()>> = vec![
+        keep(events(client, any()), class_writer, on_class, metrics),
+        keep(events(client, any()), node_writer, on_node, metrics),
+        keep(pod_events, pod_writer, on_pod, metrics),
+        keep(events(client, ours()), deployment_writer, on_deployment, metrics),
+        keep(events(client, ours()), service_writer, on_service, metrics),
+    ];
+    let ended = future::select_all(all).map(|_| ()).boxed();
+    (
+        World {
+            hawkeye_deployments,
+            classes,
+            nodes,
+            pods,
+            deployments,
+            services,
+        },
+        ended,
+    )
+}
+
+fn events<K>(client: &Client, config: watcher::Config) -> impl Stream<Item = Events<K>> + Send + 'static
+where
+    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static,
+{
+    watcher(Api::<K>::all(client.clone()), config)
+}
+
+/// Keeps a store up to date and says what changed.
+fn keep<K>(
+    events: impl Stream<Item = Events<K>> + Send + 'static,
+    writer: Writer<K>,
+    mut on: impl FnMut(&K) + Send + 'static,
+    metrics: &Metrics,
+) -> BoxFuture<'static, ()>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+{
+    let metrics = metrics.clone();
+    events
+        .default_backoff()
+        .modify(strip)
+        .reflect(writer)
+        .for_each(move |event| {
+            match event {
+                Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => on(&object),
+                Ok(Event::Init | Event::InitDone) => {}
+                Err(error) => failed(&error, &metrics),
+            }
+            future::ready(())
+        })
+        .boxed()
+}
+
+fn failed(error: &watcher::Error, metrics: &Metrics) {
+    metrics.watch_failed();
+    tracing::warn!(%error, "a watch failed and is started again");
+}
+
+/// Metadata that nobody reads, in thousands of copies.
+fn strip(object: &mut impl Resource) {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    meta.annotations = None;
+}
+
+/// A pod that does not matter is never kept; one that mattered and no longer does leaves the store.
+fn only_relevant(event: Event<Pod>) -> Event<Pod> {
+    match event {
+        Event::Apply(pod) | Event::InitApply(pod) if !pod.relevant() => Event::Delete(pod),
+        other => other,
+    }
+}
+
+fn marks<K>(dirty: &Arc<Notify>, mut then: impl FnMut(&K) + Send + 'static) -> impl FnMut(&K) + Send + 'static {
+    let dirty = Arc::clone(dirty);
+    move |object| {
+        dirty.notify_one();
+        then(object);
+    }
+}
+
+fn sends<K>(
+    triggers: &Trigger,
+    target: impl Fn(&K) -> Option<ObjectRef<GuardedDeployment>> + Send + 'static,
+) -> impl FnMut(&K) + Send + 'static {
+    let triggers = triggers.clone();
+    move |object| {
+        if let Some(target) = target(object) {
+            // It fails only when the controller is gone, and then the process ends.
+            let _gone = triggers.unbounded_send(target);
+        }
+    }
+}
+
+fn owner_of<K: Resource>(object: &K) -> Option<ObjectRef<GuardedDeployment>> {
+    let kind = <DeserializeGuard<hawkeye_crds::v1alpha1::HawkeyeDeployment> as Resource>::kind(&());
+    let owner = object
+        .meta()
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.kind == kind)?;
+    Some(ObjectRef::new(&owner.name).within(&object.namespace()?))
+}

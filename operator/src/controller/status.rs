@@ -1,0 +1,458 @@
+//! Plan, applied objects and pods → status. Pure; `now` is a parameter, and whoever calls it writes only what changed.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use hawkeye_crds::v1alpha1::{Condition, ConditionType, HawkeyeDeploymentStatus, PoolStatus, Reason};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
+
+use super::{
+    apply::Applied,
+    build::{self, Owner, pool_name, service::endpoint},
+    observe::Pod,
+    plan::{Plan, PoolPlan, distribution},
+};
+
+/// Longest message of a condition or a pool, in characters; the schema allows four times as many bytes.
+const MESSAGE: usize = 1000;
+/// Most pools that the schema takes.
+const POOLS: usize = 64;
+/// Starts after which a container that is not ready counts as one that ends again and again.
+const CRASHES: i32 = 2;
+
+/// Everything that a status is made from.
+pub struct Facts<'a> {
+    /// The HawkeyeDeployment.
+    pub owner: &'a Owner<'a>,
+    /// Its generation.
+    pub generation: Option<i64>,
+    /// What was planned.
+    pub plan: &'a Plan,
+    /// What was applied; `None` when the plan was refused.
+    pub applied: Option<&'a Applied>,
+    /// Its active pods.
+    pub pods: &'a [Arc<Pod>],
+    /// Its model is an image volume.
+    pub image_volume: bool,
+    /// RFC 3339.
+    pub now: &'a str,
+}
+
+/// The status that belongs to the facts. `old` gives the times at which conditions last changed.
+pub fn status(facts: &Facts<'_>, old: Option<&HawkeyeDeploymentStatus>) -> HawkeyeDeploymentStatus {
+    let by_class = pods_by_class(facts.pods);
+    let mut pools: Vec<PoolStatus> = match facts.applied {
+        Some(applied) => facts
+            .plan
+            .pools
+            .iter()
+            .map(|pool| pool_status(facts, applied, pool, &by_class))
+            .collect(),
+        // Nothing was done: the pools are as they were, but for the pods that are ready now.
+        None => old
+            .map(|old| old.pools.clone())
+            .unwrap_or_default()
+            .into_iter()
+            .map(|pool| PoolStatus {
+                ready: ready(by_class.get(pool.class.as_str())),
+                ..pool
+            })
+            .collect(),
+    };
+    if pools.len() > POOLS {
+        pools.retain(|pool| pool.replicas > 0 || pool.ready > 0);
+        pools.truncate(POOLS);
+    }
+    let ready_replicas = facts.pods.iter().filter(|pod| pod.ready()).count() as i32;
+    let service = match facts.applied {
+        Some(applied) => applied.service,
+        None => old.is_some_and(|old| old.endpoint.is_some()),
+    };
+    let conditions = conditions(facts, &pools, ready_replicas, old);
+    let (summary, message) = summary(&conditions, &pools);
+    HawkeyeDeploymentStatus {
+        observed_generation: facts.generation,
+        replicas: facts.pods.len() as i32,
+        ready_replicas,
+        selector: Some(build::selector(facts.owner.name)),
+        endpoint: service.then(|| endpoint(facts.owner.namespace, facts.owner.name)),
+        summary: Some(summary),
+        message: Some(message),
+        pool_summary: Some(pool_summary(&pools)),
+        pools,
+        conditions,
+    }
+}
+
+type ByClass<'a> = BTreeMap<&'a str, Vec<&'a Arc<Pod>>>;
+
+fn pods_by_class(pods: &[Arc<Pod>]) -> ByClass<'_> {
+    let mut by_class = ByClass::new();
+    for pod in pods {
+        by_class.entry(pod.class().unwrap_or_default()).or_default().push(pod);
+    }
+    by_class
+}
+
+fn ready(pods: Option<&Vec<&Arc<Pod>>>) -> i32 {
+    pods.map_or(0, |pods| pods.iter().filter(|pod| pod.ready()).count() as i32)
+}
+
+fn pool_status(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, by_class: &ByClass<'_>) -> PoolStatus {
+    let pods = by_class.get(pool.class.as_str());
+    let (reason, message) = if pool.replicas == 0 {
+        (pool.reason, pool.message.clone())
+    } else {
+        running(facts, applied, pool, pods.map_or(&[], Vec::as_slice))
+    };
+    PoolStatus {
+        class: pool.class.clone(),
+        device: pool.device(),
+        dtype: pool.dtype,
+        batch_size: pool.batch_size,
+        memory: pool.memory.clone(),
+        nodes: pool.nodes as i32,
+        replicas: pool.replicas as i32,
+        ready: ready(pods),
+        reason: reason.as_str().to_owned(),
+        message: shorten(&message),
+    }
+}
+
+/// Why a pool with replicas is as it is: the first thing that someone would have to mend.
+fn running(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, pods: &[&Arc<Pod>]) -> (Reason, String) {
+    let name = pool_name(facts.owner.name, &pool.class);
+    if let Some(message) = applied.conflicts.get(&name) {
+        return (Reason::NameConflict, format!("{message}."));
+    }
+    if let Some(message) = applied.refusals.get(&name) {
+        return (
+            Reason::ApplyFailed,
+            format!("The API server refused Deployment {name}: {message}"),
+        );
+    }
+    let deployment = applied.deployments.get(&pool.class);
+    if facts.image_volume && deployment.is_some_and(|deployment| !has_image_volume(deployment)) {
+        return (
+            Reason::ModelVolumeUnsupported,
+            "The cluster dropped the model's volume: it has no image volumes (Kubernetes 1.35 or later has them). Use \
+             model.persistentVolumeClaim instead."
+                .to_owned(),
+        );
+    }
+    if let Some(message) = deployment.and_then(refused_pods) {
+        return (
+            Reason::PodsRefused,
+            format!("The cluster refuses to create the pods: {message}"),
+        );
+    }
+    if let Some((reason, message)) = pods
+        .iter()
+        .filter_map(|pod| issue(facts, &name, pod))
+        .min_by_key(|(r, _)| rank(*r))
+    {
+        return (reason, message);
+    }
+    let ready = pods.iter().filter(|pod| pod.ready()).count();
+    let planned = pool.replicas as usize;
+    let updated = deployment.map_or(0, updated_replicas);
+    if ready >= planned && updated >= planned as i32 && pods.len() == planned {
+        return (Reason::AllReady, pool.message.clone());
+    }
+    if ready >= planned || deployment.is_some_and(has_old_pods) {
+        return (
+            Reason::RollingOut,
+            format!("{updated} of {planned} pods are of the current spec."),
+        );
+    }
+    let reason = if ready > 0 {
+        Reason::PartlyReady
+    } else {
+        Reason::NotReady
+    };
+    (
+        reason,
+        format!("{ready} of {planned} pods are ready; the others start."),
+    )
+}
+
+fn has_image_volume(deployment: &Deployment) -> bool {
+    let pod = deployment.spec.template.spec.as_ref();
+    pod.and_then(|pod| pod.volumes.as_ref())
+        .is_some_and(|volumes| volumes.iter().any(|volume| volume.image.is_some()))
+}
+
+fn refused_pods(deployment: &Deployment) -> Option<String> {
+    let conditions = deployment.status.as_ref()?.conditions.as_ref()?;
+    let failed = conditions.iter().find(|condition| {
+        condition.type_.as_deref() == Some("ReplicaFailure") && condition.status.as_deref() == Some("True")
+    })?;
+    failed.message.clone()
+}
+
+/// What the Deployment's controller reports, once it has seen the current spec; before, it is about an older one.
+fn current(deployment: &Deployment) -> Option<&DeploymentStatus> {
+    deployment
+        .status
+        .as_ref()
+        .filter(|status| status.observed_generation >= deployment.metadata.generation)
+}
+
+fn updated_replicas(deployment: &Deployment) -> i32 {
+    current(deployment)
+        .and_then(|status| status.updated_replicas)
+        .unwrap_or(0)
+}
+
+fn has_old_pods(deployment: &Deployment) -> bool {
+    let replicas = current(deployment).and_then(|status| status.replicas).unwrap_or(0);
+    replicas > updated_replicas(deployment)
+}
+
+fn rank(reason: Reason) -> u8 {
+    match reason {
+        Reason::CrashLoop => 0,
+        Reason::ImagePullFailed => 1,
+        _ => 2,
+    }
+}
+
+fn issue(facts: &Facts<'_>, name: &str, pod: &Pod) -> Option<(Reason, String)> {
+    if pod.ready() {
+        return None;
+    }
+    for container in &pod.status.container_statuses {
+        if let Some(ended) = &container.last_state.terminated
+            && container.restart_count >= CRASHES
+        {
+            let cause = if ended.reason == "OOMKilled" {
+                "it needs more memory than its limit; raise overrides.<class>.memory or lower batchSize".to_owned()
+            } else {
+                format!(
+                    "see `kubectl logs -n {} deploy/{name} --previous`",
+                    facts.owner.namespace
+                )
+            };
+            return Some((
+                Reason::CrashLoop,
+                format!(
+                    "The container ends again and again (exit code {}): {cause}.",
+                    ended.exit_code
+                ),
+            ));
+        }
+        if let Some(waiting) = &container.state.waiting
+            && (waiting.reason.contains("Image") || waiting.reason.contains("CreateContainer"))
+        {
+            return Some((
+                Reason::ImagePullFailed,
+                format!(
+                    "An image of the pods cannot be had ({}): {}",
+                    waiting.reason, waiting.message
+                ),
+            ));
+        }
+    }
+    let unschedulable = pod.status.conditions.iter().find(|condition| {
+        condition.type_ == "PodScheduled" && condition.status == "False" && condition.reason == "Unschedulable"
+    })?;
+    Some((
+        Reason::Unschedulable,
+        format!("The scheduler finds no node for some pods: {}", unschedulable.message),
+    ))
+}
+
+fn conditions(
+    facts: &Facts<'_>,
+    pools: &[PoolStatus],
+    ready: i32,
+    old: Option<&HawkeyeDeploymentStatus>,
+) -> Vec<Condition> {
+    let condition = |type_: ConditionType, (status, reason, message): (bool, Reason, String)| {
+        let status = status.into();
+        let before = old
+            .iter()
+            .flat_map(|old| &old.conditions)
+            .find(|condition| condition.type_ == type_.as_str());
+        Condition {
+            type_: type_.as_str().to_owned(),
+            status,
+            observed_generation: facts.generation,
+            last_transition_time: before
+                .filter(|before| before.status == status)
+                .map_or_else(|| facts.now.to_owned(), |before| before.last_transition_time.clone()),
+            reason: reason.as_str().to_owned(),
+            message: shorten(&message),
+        }
+    };
+    vec![
+        condition(ConditionType::Accepted, accepted(facts.plan)),
+        condition(ConditionType::Placed, placed(facts)),
+        condition(ConditionType::Available, available(facts, pools, ready)),
+        condition(ConditionType::Degraded, degraded(facts.plan)),
+    ]
+}
+
+type Verdict = (bool, Reason, String);
+
+fn accepted(plan: &Plan) -> Verdict {
+    match &plan.refused {
+        Some((reason, message)) => (false, *reason, format!("{message} What runs already is left as it is.")),
+        None => (true, Reason::Accepted, "The spec is valid and complete.".to_owned()),
+    }
+}
+
+fn placed(facts: &Facts<'_>) -> Verdict {
+    if let Some(applied) = facts.applied {
+        if !applied.conflicts.is_empty() {
+            let messages: Vec<&str> = applied.conflicts.values().map(String::as_str).collect();
+            return (false, Reason::NameConflict, format!("{}.", messages.join("; ")));
+        }
+        if !applied.refusals.is_empty() {
+            let refusals: Vec<String> = applied
+                .refusals
+                .iter()
+                .map(|(name, message)| format!("{name}: {message}"))
+                .collect();
+            return (
+                false,
+                Reason::ApplyFailed,
+                format!("The API server refused {}", refusals.join("; ")),
+            );
+        }
+    }
+    let (reason, message) = facts.plan.placed.clone();
+    let good = facts.plan.refused.is_none() && facts.plan.unplaced == 0;
+    (good, reason, message)
+}
+
+fn available(facts: &Facts<'_>, pools: &[PoolStatus], ready: i32) -> Verdict {
+    let planned: i32 = pools.iter().map(|pool| pool.replicas).sum();
+    let service_conflict = facts
+        .applied
+        .and_then(|applied| applied.conflicts.get(facts.owner.name));
+    if let Some(message) = service_conflict {
+        return (false, Reason::NameConflict, format!("There is no endpoint: {message}."));
+    }
+    if ready > 0 {
+        let url = endpoint(facts.owner.namespace, facts.owner.name);
+        if ready >= planned {
+            return (
+                true,
+                Reason::AllReady,
+                format!("{ready} of {planned} pods answer at {url}."),
+            );
+        }
+        return (
+            true,
+            Reason::PartlyReady,
+            format!("{ready} of {planned} pods answer at {url}.{}", troubles(pools)),
+        );
+    }
+    if facts.plan.refused.is_some() {
+        let reason = facts.plan.placed.0;
+        return (false, reason, "No pod runs, since the spec is not accepted.".to_owned());
+    }
+    if facts.owner.spec.replicas <= 0 {
+        return (
+            false,
+            Reason::ScaledToZero,
+            "replicas is 0, so nothing runs.".to_owned(),
+        );
+    }
+    if planned == 0 {
+        return (
+            false,
+            facts.plan.placed.0,
+            "No replica has a place; see the condition Placed.".to_owned(),
+        );
+    }
+    let reason = pools
+        .iter()
+        .filter(|pool| pool.replicas > 0)
+        .find_map(|pool| {
+            Reason::ALL
+                .iter()
+                .copied()
+                .find(|reason| reason.as_str() == pool.reason)
+        })
+        .filter(|reason| !matches!(reason, Reason::AllReady | Reason::PartlyReady | Reason::Placed))
+        .unwrap_or(Reason::NotReady);
+    (
+        false,
+        reason,
+        format!("None of {planned} pods is ready.{}", troubles(pools)),
+    )
+}
+
+fn troubles(pools: &[PoolStatus]) -> String {
+    let mut text = String::new();
+    for pool in pools
+        .iter()
+        .filter(|pool| pool.replicas > 0 && pool.reason != Reason::AllReady.as_str())
+    {
+        text.extend([" ", &pool.class, ": ", &pool.message]);
+    }
+    text
+}
+
+fn degraded(plan: &Plan) -> Verdict {
+    match &plan.degraded {
+        Some(message) => (true, Reason::DeviceUnavailable, message.clone()),
+        None if plan.refused.is_some() => (false, plan.placed.0, "Nothing was planned.".to_owned()),
+        None => {
+            let runs = distribution(&plan.pools);
+            let runs = if runs.is_empty() {
+                "No replica runs on a lesser device.".to_owned()
+            } else {
+                format!("{runs}.")
+            };
+            (false, Reason::AsAsked, runs)
+        }
+    }
+}
+
+/// The word and the sentence for `kubectl get`: the first thing that is not as it should be.
+fn summary(conditions: &[Condition], pools: &[PoolStatus]) -> (String, String) {
+    use hawkeye_crds::v1alpha1::ConditionStatus::{False, True};
+    let find = |type_: ConditionType| conditions.iter().find(|condition| condition.type_ == type_.as_str());
+    for type_ in [ConditionType::Accepted, ConditionType::Placed, ConditionType::Available] {
+        if let Some(bad) = find(type_).filter(|condition| condition.status == False) {
+            return (bad.reason.clone(), bad.message.clone());
+        }
+    }
+    let Some(available) = find(ConditionType::Available) else {
+        return (String::new(), String::new());
+    };
+    if let Some(degraded) = find(ConditionType::Degraded).filter(|condition| condition.status == True) {
+        return ("Degraded".to_owned(), degraded.message.clone());
+    }
+    let planned = pools.iter().filter(|pool| pool.replicas > 0);
+    if let Some(pool) = planned
+        .into_iter()
+        .find(|pool| pool.reason != Reason::AllReady.as_str())
+    {
+        return (pool.reason.clone(), format!("{}: {}", pool.class, pool.message));
+    }
+    ("Ready".to_owned(), available.message.clone())
+}
+
+/// "dgx-spark 1/1, cpu-arm64 1/2".
+fn pool_summary(pools: &[PoolStatus]) -> String {
+    pools
+        .iter()
+        .filter(|pool| pool.replicas > 0 || pool.ready > 0)
+        .map(|pool| format!("{} {}/{}", pool.class, pool.ready, pool.replicas))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Messages from elsewhere may be long and may hold control characters; a status line holds neither.
+pub fn shorten(message: &str) -> String {
+    let clean: String = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if clean.chars().count() <= MESSAGE {
+        return clean;
+    }
+    let mut short: String = clean.chars().take(MESSAGE - 1).collect();
+    short.push('…');
+    short
+}

@@ -1,0 +1,14 @@
+//! Places the screen parser on whatever hardware a cluster has.
+//!
+//! The steps, one file for each under [`controller`]: observe → (classify, in [`hardware`]) → plan → build → apply →
+//! status. Classify, plan, build and status are pure.
+
+pub mod args;
+pub mod context;
+pub mod controller;
+pub mod error;
+pub mod events;
+pub mod hardware;
+pub mod http;
+pub mod metrics;
+pub mod telemetry;

@@ -1,0 +1,85 @@
+//! The operator's binary against a real etcd and kube-apiserver on loopback: what only an API server can tell, such as
+//! the cost of rules, server-side apply, and whether pods pass Pod Security. No kubelet, no controllers: pods do not run.
+//!
+//! Needs `etcd` and `kube-apiserver` in `$HAWKEYE_CACHE/tools/bin`; `make tools` builds them.
+
+#![allow(missing_docs, clippy::print_stderr, clippy::too_many_lines)]
+
+mod scenarios;
+mod server;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use server::Cluster;
+
+type Scenario = fn(&'static Cluster) -> scenarios::Outcome;
+
+const SCENARIOS: [(&str, Scenario); 10] = [
+    ("definitions_and_classes_apply_and_invalid_specs_name_the_field", |c| {
+        Box::pin(scenarios::validation(c))
+    }),
+    ("defaults_and_scale_subresource", |c| Box::pin(scenarios::defaults(c))),
+    ("a_spec_without_a_model_says_what_to_do", |c| {
+        Box::pin(scenarios::model_missing(c))
+    }),
+    ("each_platform_gets_its_pool", |c| Box::pin(scenarios::pools(c))),
+    ("pods_pass_pod_security_restricted", |c| {
+        Box::pin(scenarios::restricted(c))
+    }),
+    ("drift_is_undone_and_foreign_fields_are_not", |c| {
+        Box::pin(scenarios::drift(c))
+    }),
+    ("an_object_of_someone_else_is_left_alone", |c| {
+        Box::pin(scenarios::conflict(c))
+    }),
+    ("scaling_to_zero_leaves_the_service", |c| Box::pin(scenarios::zero(c))),
+    ("an_object_that_does_not_decode_says_so", |c| {
+        Box::pin(scenarios::undecodable(c))
+    }),
+    ("idle_and_after_a_restart_nothing_is_written", |c| {
+        Box::pin(scenarios::idle(c))
+    }),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // They share nodes and the operator's counters.
+    arguments.test_threads = Some(1);
+    if arguments.list {
+        let trials = SCENARIOS.map(|(name, _)| Trial::test(name, || Ok(())));
+        return libtest_mimic::run(&arguments, trials.into()).exit_code();
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let cluster: &'static Cluster = match runtime.block_on(Cluster::start()) {
+        Ok(cluster) => Box::leak(Box::new(cluster)),
+        Err(error) => {
+            eprintln!("no API server: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let handle = runtime.handle().clone();
+    let trials = SCENARIOS
+        .into_iter()
+        .map(|(name, scenario)| {
+            let handle = handle.clone();
+            Trial::test(name, move || {
+                handle
+                    .block_on(scenario(cluster))
+                    .map_err(|error| Failed::from(format!("{error:#}")))
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if conclusion.has_failed() {
+        eprintln!("the operator's log:\n{}", cluster.operator_log());
+    }
+    cluster.stop();
+    conclusion.exit_code()
+}

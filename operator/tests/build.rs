@@ -1,0 +1,292 @@
+//! The objects of a plan: golden files for whole objects, single tests for what must never change.
+//!
+//! After a wanted change: `INSTA_UPDATE=always cargo test -p hawkeye-operator --test build`, then read the diff.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use common::{images, index, model, node, plan, spec};
+use hawkeye_crds::v1alpha1::{ModelClaim, ModelSource};
+use hawkeye_operator::controller::{
+    build::{self, Objects, Owner},
+    plan::Plan,
+};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::PodSpec};
+
+const PLATFORMS: [&str; 7] = [
+    "dgx-spark",
+    "gh200",
+    "x86-rtx",
+    "graviton2",
+    "graviton3",
+    "cpu-arm64",
+    "cpu-amd64",
+];
+
+fn built(yaml: &str, model: &ModelSource) -> (Plan, Objects) {
+    let nodes = PLATFORMS.map(node);
+    let plan = plan(yaml, &index(&nodes));
+    let spec = spec(yaml);
+    let owner = Owner {
+        namespace: "screens",
+        name: "demo",
+        uid: "0b7d-uid",
+        spec: &spec,
+    };
+    let objects = build::build(&owner, &plan, &images(), model);
+    (plan, objects)
+}
+
+fn one(class: &str, more: &str) -> Deployment {
+    let (_, objects) = built(&format!("{{classes: [{class}], {more}}}"), &model());
+    objects.deployments.into_iter().next().unwrap()
+}
+
+fn pod(deployment: &Deployment) -> &PodSpec {
+    deployment.spec.template.spec.as_ref().unwrap()
+}
+
+fn env<'a>(deployment: &'a Deployment, name: &str) -> Option<&'a str> {
+    let vars: Vec<&str> = pod(deployment).containers[0]
+        .env
+        .iter()
+        .flatten()
+        .filter(|var| var.name == name)
+        .filter_map(|var| var.value.as_deref())
+        .collect();
+    assert!(vars.len() <= 1, "{name} is there twice");
+    vars.first().copied()
+}
+
+fn golden(name: &str, value: &impl serde::Serialize) {
+    // Instance types are a table with a test of its own; here they would hide everything else.
+    let mut value = serde_json::to_value(value).unwrap();
+    shorten_lists(&mut value);
+    insta::with_settings!({snapshot_path => "golden", prepend_module_to_snapshot => false, omit_expression => true}, {
+        insta::assert_yaml_snapshot!(name, value);
+    });
+}
+
+fn shorten_lists(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Array(items) if items.len() > 100 => {
+            let more = items.len() - 2;
+            items.truncate(2);
+            items.push(format!("… and {more} more").into());
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(shorten_lists),
+        serde_json::Value::Object(map) => map.values_mut().for_each(shorten_lists),
+        _ => {}
+    }
+}
+
+#[test]
+fn golden_pools() {
+    for class in [
+        "dgx-spark",
+        "cuda-arm64",
+        "cuda-amd64",
+        "graviton",
+        "cpu-arm64",
+        "cpu-amd64",
+    ] {
+        golden(class, &one(class, ""));
+    }
+}
+
+#[test]
+fn golden_service() {
+    golden("service", &built("{}", &model()).1.service);
+}
+
+#[test]
+fn golden_overrides() {
+    let more = "replicas: 3, profile: Speed, overrides: {cpu-amd64: {batchSize: 4, memory: 1536Mi, cpu: 1500m, \
+                dtype: BFloat16, image: example.com/own:1, env: [{name: RUST_LOG, value: debug}, \
+                {name: HAWKEYE_LOG_FORMAT, value: text}]}}";
+    golden("overrides", &one("cpu-amd64", more));
+}
+
+#[test]
+fn a_pool_for_each_class_with_replicas_and_one_service() {
+    let (plan, objects) = built("{replicas: 5}", &model());
+    let names: Vec<String> = objects
+        .deployments
+        .iter()
+        .map(|deployment| deployment.metadata.name.clone().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        ["demo-dgx-spark", "demo-cuda-arm64", "demo-cuda-amd64", "demo-graviton"]
+    );
+    let replicas: Vec<i32> = objects
+        .deployments
+        .iter()
+        .filter_map(|deployment| deployment.spec.replicas)
+        .collect();
+    assert_eq!(replicas, [1, 1, 1, 2]);
+    assert!(
+        plan.pools.len() > objects.deployments.len(),
+        "classes without replicas have a reason, but no Deployment"
+    );
+    let (_, none) = built("{replicas: 0}", &model());
+    assert!(none.deployments.is_empty());
+}
+
+#[test]
+fn every_term_of_the_affinity_names_system_and_architecture() {
+    for deployment in built("{replicas: 9}", &model()).1.deployments {
+        let affinity = pod(&deployment)
+            .affinity
+            .as_ref()
+            .unwrap()
+            .node_affinity
+            .as_ref()
+            .unwrap();
+        let required = affinity
+            .required_during_scheduling_ignored_during_execution
+            .as_ref()
+            .unwrap();
+        for term in &required.node_selector_terms {
+            let expressions = term.match_expressions.as_ref().unwrap();
+            for key in ["kubernetes.io/os", "kubernetes.io/arch"] {
+                let found = expressions.iter().find(|expression| expression.key == key).unwrap();
+                assert_eq!(
+                    (found.operator.as_str(), found.values.as_ref().unwrap().len()),
+                    ("In", 1)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn pods_are_restricted_and_know_nothing_of_the_api() {
+    for deployment in built("{replicas: 9}", &model()).1.deployments {
+        let pod = pod(&deployment);
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        assert_eq!(pod.service_account_name, None);
+        assert!(pod.host_network.is_none() && pod.host_pid.is_none() && pod.host_ipc.is_none());
+        let security = pod.security_context.as_ref().unwrap();
+        assert_eq!(
+            (security.run_as_non_root, security.run_as_user),
+            (Some(true), Some(65532))
+        );
+        assert_eq!(security.seccomp_profile.as_ref().unwrap().type_, "RuntimeDefault");
+        let container = pod.containers[0].security_context.as_ref().unwrap();
+        assert_eq!(container.allow_privilege_escalation, Some(false));
+        assert_eq!(container.read_only_root_filesystem, Some(true));
+        assert_eq!(
+            container.capabilities.as_ref().unwrap().drop.as_deref(),
+            Some(&["ALL".to_owned()][..])
+        );
+        assert!(pod.volumes.iter().flatten().all(|volume| volume.host_path.is_none()));
+    }
+}
+
+#[test]
+fn gpu_pools_ask_for_one_gpu_and_end_a_pod_before_they_start_the_next() {
+    let deployment = one("dgx-spark", "");
+    let resources = pod(&deployment).containers[0].resources.as_ref().unwrap();
+    for side in [&resources.limits, &resources.requests] {
+        assert_eq!(side.as_ref().unwrap()["nvidia.com/gpu"].0, "1");
+        assert_eq!(side.as_ref().unwrap()["memory"].0, "8Gi");
+    }
+    assert!(
+        !resources.limits.as_ref().unwrap().contains_key("cpu"),
+        "a CPU limit only slows a pod down"
+    );
+    let rolling = deployment
+        .spec
+        .strategy
+        .as_ref()
+        .unwrap()
+        .rolling_update
+        .as_ref()
+        .unwrap();
+    assert_eq!(
+        serde_json::json!(rolling),
+        serde_json::json!({"maxSurge": 0, "maxUnavailable": 1})
+    );
+    assert_eq!(env(&deployment, "OMNIPARSER_DEVICE"), Some("cuda"));
+    assert_eq!(
+        env(&deployment, "NVIDIA_VISIBLE_DEVICES"),
+        None,
+        "the device plugin sets it"
+    );
+}
+
+#[test]
+fn cpu_pools_see_no_gpu() {
+    let deployment = one("cpu-arm64", "");
+    assert_eq!(env(&deployment, "NVIDIA_VISIBLE_DEVICES"), Some("void"));
+    assert_eq!(env(&deployment, "OMNIPARSER_DEVICE"), Some("cpu"));
+    let resources = pod(&deployment).containers[0].resources.as_ref().unwrap();
+    assert!(resources.limits.as_ref().unwrap().keys().all(|name| name == "memory"));
+}
+
+#[test]
+fn what_the_operator_sets_cannot_be_set_otherwise() {
+    // The schema refuses it, but a class that was stored under an older schema may still say so.
+    let deployment = one(
+        "cpu-amd64",
+        "overrides: {cpu-amd64: {env: [{name: OMNIPARSER_DEVICE, value: cuda}]}}",
+    );
+    assert_eq!(env(&deployment, "OMNIPARSER_DEVICE"), Some("cpu"));
+}
+
+#[test]
+fn a_change_of_one_override_changes_one_pool() {
+    let (_, before) = built("{replicas: 5}", &model());
+    let (_, after) = built("{replicas: 5, overrides: {graviton: {batchSize: 8}}}", &model());
+    for (before, after) in before.deployments.iter().zip(&after.deployments) {
+        let same = before.spec.template == after.spec.template;
+        assert_eq!(same, before.metadata.name.as_deref() != Some("demo-graviton"));
+    }
+}
+
+#[test]
+fn scaling_leaves_the_template_alone() {
+    let (_, one) = built("{replicas: 1, classes: [cpu-amd64]}", &model());
+    let (_, three) = built("{replicas: 3, classes: [cpu-amd64]}", &model());
+    assert_eq!(one.deployments[0].spec.template, three.deployments[0].spec.template);
+}
+
+#[test]
+fn a_claim_is_mounted_read_only() {
+    let claim = ModelSource {
+        image: None,
+        persistent_volume_claim: Some(ModelClaim {
+            claim_name: "bundle".into(),
+        }),
+    };
+    let (_, objects) = built("{classes: [cpu-amd64]}", &claim);
+    let pod = pod(&objects.deployments[0]);
+    let volume = &pod.volumes.as_ref().unwrap()[0];
+    let source = volume.persistent_volume_claim.as_ref().unwrap();
+    assert_eq!((source.claim_name.as_str(), source.read_only), ("bundle", Some(true)));
+    assert!(volume.image.is_none());
+    let mount = &pod.containers[0].volume_mounts.as_ref().unwrap()[0];
+    assert_eq!((mount.mount_path.as_str(), mount.read_only), ("/models", Some(true)));
+}
+
+#[test]
+fn selector_and_service_match_the_pods() {
+    let (_, objects) = built("{replicas: 5}", &model());
+    let service = objects.service.spec.unwrap().selector.unwrap();
+    for deployment in objects.deployments {
+        let labels = deployment.spec.template.metadata.unwrap().labels.unwrap();
+        assert!(service.iter().all(|(key, value)| labels.get(key) == Some(value)));
+        let own = deployment.spec.selector.match_labels.unwrap();
+        assert!(own.iter().all(|(key, value)| labels.get(key) == Some(value)));
+    }
+    let wanted: Vec<String> = service.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    assert_eq!(build::selector("demo"), wanted.join(","));
+}
+
+#[test]
+fn the_longest_names_still_fit() {
+    let name = build::pool_name(&"n".repeat(40), &"c".repeat(20));
+    assert!(name.len() <= 63);
+}

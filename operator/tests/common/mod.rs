@@ -1,0 +1,114 @@
+//! Nodes as their publishers label them, shared with the end-to-end tests.
+
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::panic)]
+
+use std::{fs, path::Path, sync::LazyLock};
+
+use hawkeye_crds::{
+    classes,
+    v1alpha1::{HardwareClass, HawkeyeDeploymentSpec, ModelImage, ModelSource},
+};
+use hawkeye_operator::{
+    controller::{
+        observe::Node,
+        plan::{Held, Plan, Request, plan_all},
+    },
+    hardware::{ClassIndex, Images, ModelDefaults, NodeFacts},
+};
+
+/// A fixture as YAML, by the name of its file.
+pub fn fixture(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../e2e/fixtures/nodes")
+        .join(format!("{name}.yaml"));
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The node of a fixture, ready and without the taint that keeps ordinary pods off fake nodes.
+pub fn node(name: &str) -> NodeFacts {
+    let node: Node = serde_saphyr::from_str(&fixture(name)).unwrap();
+    let mut facts = node.facts();
+    facts.ready = true;
+    facts.taints.retain(|taint| taint.key != "kwok.x-k8s.io/node");
+    facts
+}
+
+/// A plain node: `arch`, then `labels` as `key=value`.
+pub fn bare(name: &str, arch: &str, labels: &[&str]) -> NodeFacts {
+    let mut facts = NodeFacts {
+        name: name.to_owned(),
+        ready: true,
+        ..NodeFacts::default()
+    };
+    facts.labels.insert("kubernetes.io/os".into(), "linux".into());
+    facts.labels.insert("kubernetes.io/arch".into(), arch.into());
+    for label in labels {
+        let (key, value) = label.split_once('=').unwrap();
+        facts.labels.insert(key.into(), value.into());
+    }
+    facts
+}
+
+/// A node that offers units of a resource.
+pub fn offering(mut node: NodeFacts, resource: &str, units: u64) -> NodeFacts {
+    node.allocatable.insert(resource.into(), units);
+    node
+}
+
+/// The built-in classes, read once: property tests ask for them thousands of times.
+pub fn built_in() -> Vec<HardwareClass> {
+    static CLASSES: LazyLock<Vec<HardwareClass>> = LazyLock::new(|| classes::built_in().unwrap());
+    CLASSES.clone()
+}
+
+pub fn index(nodes: &[NodeFacts]) -> ClassIndex {
+    ClassIndex::new(&built_in(), nodes, |_, _| 0)
+}
+
+pub fn images() -> Images {
+    Images {
+        cpu: "example.com/hawkeye-inference:test-cpu".into(),
+        cuda: "example.com/hawkeye-inference:test-cuda".into(),
+        pull_policy: hawkeye_crds::v1alpha1::PullPolicy::IfNotPresent,
+    }
+}
+
+pub fn model() -> ModelSource {
+    ModelSource {
+        image: Some(ModelImage {
+            reference: "example.com/bundle:test".into(),
+            pull_policy: None,
+        }),
+        persistent_volume_claim: None,
+    }
+}
+
+pub fn models() -> ModelDefaults {
+    ModelDefaults { model: Some(model()) }
+}
+
+/// A spec from YAML, with the defaults that the API server fills in.
+pub fn spec(yaml: &str) -> HawkeyeDeploymentSpec {
+    serde_saphyr::from_str(yaml).unwrap()
+}
+
+/// The plan of a single HawkeyeDeployment.
+pub fn plan(yaml: &str, index: &ClassIndex) -> Plan {
+    let spec = spec(yaml);
+    let request = Request {
+        uid: "u",
+        created: "2026-01-01T00:00:00Z",
+        spec: &spec,
+        held: Held::new(),
+    };
+    plan_all(&[request], index, &models()).remove("u").unwrap()
+}
+
+/// Replicas by class, without the pools that have none.
+pub fn shares(plan: &Plan) -> Vec<(&str, u32)> {
+    plan.pools
+        .iter()
+        .filter(|pool| pool.replicas > 0)
+        .map(|pool| (pool.class.as_str(), pool.replicas))
+        .collect()
+}
