@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use hawkeye_crds::v1alpha1::{HardwareClass, HawkeyeDeployment};
+use hawkeye_crds::v1alpha1::{HardwareClass, HawkeyeDeployment, Reason};
 use hawkeye_e2e::cluster::Cluster;
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -219,12 +219,16 @@ impl Scope<'_> {
         )
     }
 
+    /// Waits until this many pods are ready and all are of the current spec: ready pods of the spec before do not count.
     pub async fn until_ready(&self, name: &str, replicas: i32, seconds: u64) -> Result<HawkeyeDeployment> {
         let what = format!("ready with {replicas} replicas");
+        let all_ready = Reason::AllReady.as_str();
         self.until(name, &what, seconds, |o| {
-            o.status
-                .as_ref()
-                .is_some_and(|s| s.ready_replicas == replicas && s.replicas == replicas)
+            o.status.as_ref().is_some_and(|s| {
+                s.ready_replicas == replicas
+                    && s.replicas == replicas
+                    && s.pools.iter().all(|p| p.replicas == 0 || p.reason == all_ready)
+            })
         })
         .await
     }
