@@ -200,6 +200,7 @@ impl Host<'_> {
                 "CARGO_HOME",
                 "CARGO_TARGET_DIR",
                 "CARGO_INCREMENTAL",
+                "CARGO_BUILD_BUILD_DIR",
                 "CARGO_BUILD_JOBS",
                 "CARGO_TERM_COLOR",
             ];
