@@ -152,6 +152,35 @@ fn only_ready_schedulable_and_tolerated_nodes_are_capacity() {
 }
 
 #[test]
+fn the_largest_node_that_pods_may_use_bounds_them() {
+    let mut reserved = node("gh200");
+    reserved.name = "reserved".into();
+    reserved.memory = Some(u64::MAX);
+    reserved.taints.push(hawkeye_operator::hardware::Taint {
+        key: "dedicated".into(),
+        value: "x".into(),
+        effect: hawkeye_crds::v1alpha1::TaintEffect::NoSchedule,
+    });
+    let mut unready = node("gh200");
+    unready.ready = false;
+    let mut silent = offering(bare("silent", "arm64", &[]), GPU, 1);
+    silent.memory = None;
+    let index = index(&[node("dgx-spark"), reserved, unready, silent]);
+    // Allocatable, not capacity.
+    let spark = index.get("dgx-spark").unwrap();
+    assert_eq!(
+        (spark.largest_memory, spark.largest_cpu_milli),
+        (Some(125_404_064 << 10), Some(20_000))
+    );
+    let hopper = index.get("cuda-arm64").unwrap();
+    assert_eq!(
+        (hopper.largest_memory, hopper.largest_cpu_milli),
+        (Some(501_654_748 << 10), Some(72_000))
+    );
+    assert_eq!(index.get("cpu-amd64").unwrap().largest_memory, None);
+}
+
+#[test]
 fn the_known_exception_a_gpu_node_without_labels_may_get_cpu_pods() {
     let node = offering(bare("n", "amd64", &[]), GPU, 1);
     assert_eq!(class_name(&node), Ok("cuda-amd64".to_owned()));

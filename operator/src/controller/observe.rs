@@ -75,10 +75,20 @@ pub struct RawTaint {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct NodeStatus {
-    /// Allocatable resources.
+    /// Resources that pods can ask for.
     pub allocatable: BTreeMap<String, Quantity>,
+    /// What the machine has.
+    pub capacity: Capacity,
     /// Conditions.
     pub conditions: Vec<RawCondition>,
+}
+
+/// Part of what a machine has.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Capacity {
+    /// Memory.
+    pub memory: Option<Quantity>,
 }
 
 /// A condition, of which only type, status and text are used.
@@ -109,6 +119,9 @@ impl Node {
                 .filter(|(name, _)| is_extended(name))
                 .map(|(name, quantity)| (name.clone(), quantity.units().unwrap_or(0)))
                 .collect(),
+            memory: self.status.allocatable.get("memory").and_then(Quantity::units),
+            memory_capacity: self.status.capacity.memory.as_ref().and_then(Quantity::units),
+            cpu_milli: self.status.allocatable.get("cpu").and_then(Quantity::milli),
             ready: condition_is(&self.status.conditions, "Ready", "True"),
             unschedulable: self.spec.unschedulable,
             taints: self

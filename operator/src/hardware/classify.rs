@@ -45,6 +45,11 @@ pub struct ClassNodes {
     pub free: u64,
     /// Units of its resource that pods of others hold there.
     pub taken: u64,
+    /// Most memory that pods can ask for on one of the intended nodes, ready or not, in bytes; `None` when none says.
+    /// A node that restarts does not shrink anybody's batch.
+    pub largest_memory: Option<u64>,
+    /// Most CPU that pods can ask for on one of them, in thousandths; not always the same node.
+    pub largest_cpu_milli: Option<u64>,
 }
 
 /// A node without a class.
@@ -86,6 +91,8 @@ impl ClassIndex {
                 schedulable: 0,
                 free: 0,
                 taken: 0,
+                largest_memory: None,
+                largest_cpu_milli: None,
             })
             .collect();
         classes.sort_by(|a, b| b.spec.priority.cmp(&a.spec.priority).then_with(|| a.name.cmp(&b.name)));
@@ -135,7 +142,11 @@ impl ClassNodes {
     /// Counts a node of this class; true when it takes new pods now.
     fn count(&mut self, node: &NodeFacts, taken: &impl Fn(&str, &str) -> u64) -> bool {
         self.nodes += 1;
-        self.intended += u32::from(node.intended(&self.spec.tolerations));
+        if node.intended(&self.spec.tolerations) {
+            self.intended += 1;
+            self.largest_memory = self.largest_memory.max(node.memory);
+            self.largest_cpu_milli = self.largest_cpu_milli.max(node.cpu_milli);
+        }
         if !node.schedulable(&self.spec.tolerations) {
             return false;
         }

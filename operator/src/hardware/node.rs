@@ -24,6 +24,13 @@ pub struct NodeFacts {
     pub labels: BTreeMap<String, String>,
     /// Allocatable extended resources (`domain/name`), in whole units. A resource that the node has none of is there as 0.
     pub allocatable: BTreeMap<String, u64>,
+    /// Memory that pods can ask for, in bytes; `None` when the node does not say.
+    pub memory: Option<u64>,
+    /// Memory that the machine has, in bytes; `None` when the node does not say. On machines with one memory for CPU and
+    /// GPU this is the GPU's, too.
+    pub memory_capacity: Option<u64>,
+    /// CPU that pods can ask for, in thousandths of a CPU; `None` when the node does not say.
+    pub cpu_milli: Option<u64>,
     /// Its condition Ready is True.
     pub ready: bool,
     /// It is cordoned.
