@@ -15,9 +15,35 @@ pub(crate) const FIXTURES: [(&str, &str); 7] = [
     ("cpu-amd64", include_str!("../fixtures/nodes/cpu-amd64.yaml")),
 ];
 
-/// Starts kwok in the cluster, adds the fixtures, waits until all are Ready; returns their number.
-pub(crate) fn add(kubectl: &Kubectl) -> Result<usize> {
-    kubectl.apply(&KWOK.replace("$IMAGE", &tools::KWOK.image_reference()))?;
+/// What kwok is given to play its nodes with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kwok {
+    /// Duration of a node's Lease; kwok renews it four times as often.
+    pub(crate) lease_seconds: u32,
+    /// kwok's memory limit.
+    pub(crate) memory: &'static str,
+}
+
+impl Kwok {
+    /// For a handful of nodes.
+    pub(crate) const FEW: Self = Self {
+        lease_seconds: 40,
+        memory: "300Mi",
+    };
+    /// For thousands. The controllers miss a node after 50 s, so a renewal every 40 s is the least that will do.
+    pub(crate) const FLEET: Self = Self {
+        lease_seconds: 160,
+        memory: "2Gi",
+    };
+}
+
+/// Starts kwok in the cluster.
+pub(crate) fn start(kubectl: &Kubectl, kwok: Kwok) -> Result<()> {
+    let manifest = KWOK
+        .replace("$IMAGE", &tools::KWOK.image_reference())
+        .replace("$LEASE_SECONDS", &kwok.lease_seconds.to_string())
+        .replace("$MEMORY", kwok.memory);
+    kubectl.apply(&manifest)?;
     kubectl.run([
         "-n",
         "kube-system",
@@ -26,6 +52,12 @@ pub(crate) fn add(kubectl: &Kubectl) -> Result<usize> {
         "deployment/kwok",
         "--timeout=60s",
     ])?;
+    Ok(())
+}
+
+/// Starts kwok, adds the fixtures, waits until all are Ready; returns their number.
+pub(crate) fn add(kubectl: &Kubectl) -> Result<usize> {
+    start(kubectl, Kwok::FEW)?;
     let nodes: Vec<_> = FIXTURES.iter().map(|(_, manifest)| *manifest).collect();
     // Client-side apply creates by POST, which keeps the status that the fixtures carry.
     kubectl.apply(&nodes.join("\n---\n"))?;

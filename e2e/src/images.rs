@@ -140,6 +140,23 @@ pub fn build(cache: &Cache, repository: &Path, images: &[Image], progress: Progr
     images.iter().map(|&image| host.archive(image)).collect()
 }
 
+/// Compiles the operator for release and returns its program.
+///
+/// # Errors
+/// What cargo says.
+pub(crate) fn operator_program(cache: &Cache, repository: &Path, progress: Progress) -> Result<PathBuf> {
+    let host = Host {
+        cache,
+        repository,
+        progress,
+        prebuilt: true,
+        docker: false,
+    };
+    // Both, as for the images, so that neither compiles anew what the other one has.
+    host.compile(&["hawkeye-operator", "hawkeye-inference"])?;
+    Ok(host.binary("hawkeye-operator"))
+}
+
 /// Writes the demo's model bundle where it is missing or older than its exporter, and returns its folder.
 ///
 /// # Errors

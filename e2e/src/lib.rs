@@ -3,6 +3,7 @@
 //! A development aid: nothing that is deployed refers to it. Calls block; only [`Cluster::client`] is async.
 
 pub mod archive;
+pub mod bench;
 pub mod cluster;
 pub mod command;
 pub mod demo;

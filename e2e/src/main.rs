@@ -1,4 +1,4 @@
-//! Command line entry point: `hawkeye-e2e demo | cluster | images | tools …`.
+//! Command line entry point: `hawkeye-e2e demo | cluster | images | tools | bench …`.
 
 mod cli;
 
@@ -27,6 +27,8 @@ enum Command {
     Cluster(cli::cluster::Args),
     /// Build the container images and the demo's model bundle
     Images(cli::images::Args),
+    /// Measure what the operator costs in clusters of thousands of fake nodes
+    Bench(cli::bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Command::Tools(args) => cli::tools::run(&args),
         Command::Cluster(args) => cli::cluster::run(args),
         Command::Images(args) => cli::images::run(&args),
+        Command::Bench(args) => cli::bench::run(&args),
     };
     match result {
         Ok(code) => code,

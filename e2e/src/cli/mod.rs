@@ -1,5 +1,6 @@
 //! One module for each subcommand: its arguments and a `run`.
 
+pub(crate) mod bench;
 pub(crate) mod cluster;
 pub(crate) mod demo;
 pub(crate) mod images;

@@ -171,13 +171,26 @@ impl Cluster {
     /// # Errors
     /// When the cluster does not run or the nodes do not become Ready.
     pub fn add_fake_nodes(&self) -> Result<()> {
-        self.require()?;
-        tools::ensure(&self.cache, &[tools::KWOK], &self.progress)?;
-        self.progress.step("fake nodes: starting kwok");
-        self.provider.load_image(&self.cache.tool_image("kwok"))?;
+        self.load_kwok()?;
         let nodes = fake_nodes::add(&self.kubectl())?;
         self.progress.step(format!("fake nodes: {nodes} ready"));
         Ok(())
+    }
+
+    /// Starts kwok in a running cluster with what it needs for thousands of nodes, and adds none.
+    ///
+    /// # Errors
+    /// When the cluster does not run or kwok does not start.
+    pub(crate) fn start_fleet(&self) -> Result<()> {
+        self.load_kwok()?;
+        fake_nodes::start(&self.kubectl(), fake_nodes::Kwok::FLEET)
+    }
+
+    fn load_kwok(&self) -> Result<()> {
+        self.require()?;
+        tools::ensure(&self.cache, &[tools::KWOK], &self.progress)?;
+        self.progress.step("fake nodes: starting kwok");
+        self.provider.load_image(&self.cache.tool_image("kwok"))
     }
 
     /// Makes the images of an archive (OCI layout or `docker save`) known to the node.

@@ -88,7 +88,8 @@ impl Layout {
             ),
             "kube-scheduler" => format!(
                 "{kubeconfig} --authentication-kubeconfig={run}/{component}.kubeconfig \
-                 --authorization-kubeconfig={run}/{component}.kubeconfig --leader-elect=false --bind-address=127.0.0.1"
+                 --authorization-kubeconfig={run}/{component}.kubeconfig --leader-elect=false \
+                 --kube-api-qps=200 --kube-api-burst=400 --bind-address=127.0.0.1"
             ),
             "kubelet" => format!(
                 "{kubeconfig} --config={run}/kubelet.yaml --root-dir={run}/kubelet --cert-dir={run}/kubelet/pki \
