@@ -3,13 +3,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo demo-down test check gen images bundle env tools e2e-binary
+.PHONY: help setup demo demo-down test check gen images bundle env tools e2e-binary bench-operator
 
 # Recipes take PATH, LIBTORCH and the rest from e2e/env.sh; it is read after setup, which may have just made what it finds.
 in_env := . e2e/env.sh &&
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Built and fetched things lie in \$$HAWKEYE_CACHE (default ~/.cache/hawkeye)."
 
@@ -45,6 +45,9 @@ bundle: e2e-binary ## export the demo's model bundle to $HAWKEYE_CACHE/bundles/d
 
 tools: e2e-binary ## build the local cluster's programs (Kubernetes, etcd, containerd, helm, …)
 	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" tools
+
+bench-operator: e2e-binary ## what the operator costs with thousands of nodes: SIZES=500,1000,2500,5000 (default 500)
+	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" bench operator --sizes "$${SIZES:-500}"
 
 env: ## print the variables of a build: eval "$(make env)"
 	@$(in_env) for name in HAWKEYE_CACHE CARGO_TARGET_DIR PATH LIBTORCH LIBTORCH_CXX11_ABI LD_LIBRARY_PATH GOTOOLCHAIN HAWKEYE_PYTHON; do \

@@ -59,6 +59,9 @@ pub struct Options {
     /// Leave the cluster of the last size up
     #[arg(long)]
     pub keep: bool,
+    /// The operator's program; left out: compiled for release
+    #[arg(long)]
+    pub program: Option<PathBuf>,
     /// A further argument for the operator, e.g. --operator-arg=--concurrency=16
     #[arg(long, allow_hyphen_values = true)]
     pub operator_arg: Vec<String>,
@@ -102,7 +105,10 @@ pub struct Figures {
 pub async fn run(options: &Options, repository: &Path) -> Result<()> {
     let progress = Progress::new();
     let cache = Cache::from_env()?;
-    let program = images::operator_program(&cache, repository, progress)?;
+    let program = match &options.program {
+        Some(program) => program.clone(),
+        None => images::operator_program(&cache, repository, progress)?,
+    };
     let mut all = Vec::new();
     for (position, &nodes) in options.sizes.iter().enumerate() {
         let cluster = Cluster::new(&options.name, ProviderChoice::Auto, progress)?;
