@@ -82,6 +82,18 @@ pub fn instance_types(table: &str) -> Result<Vec<String>, Error> {
     Ok(types)
 }
 
+/// The Graviton generation of an instance type, by its family; `None` for other makes and for families that the tables do
+/// not have.
+pub fn graviton_generation(instance_type: &str) -> Option<&'static str> {
+    let (family, _) = instance_type.split_once('.')?;
+    let mut rows = TABLES.iter().flat_map(|(_, text)| text.lines());
+    rows.find_map(|row| {
+        let (name, rest) = row.split_once(',')?;
+        let (generation, _) = rest.split_once(',')?;
+        (name == family).then_some(generation)
+    })
+}
+
 /// Fills each block between `# list from TABLE` and `# end of list` with the instance types of the table. Selectors know
 /// no patterns, so what a pattern would say has to be enumerated.
 ///

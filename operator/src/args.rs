@@ -1,6 +1,6 @@
 //! Command line and environment.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hawkeye_crds::v1alpha1::{ModelSource, PullPolicy};
@@ -60,6 +60,10 @@ pub struct RunArgs {
     #[arg(long, env = "HAWKEYE_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
 
+    /// How long a node whose labels vanished keeps its hardware class, e.g. 5m; 0s for not at all
+    #[arg(long, env = "HAWKEYE_LABEL_GRACE", default_value = "5m", value_parser = parse_duration)]
+    pub label_grace: Duration,
+
     /// Form of the log on standard error; which lines it holds is set by RUST_LOG
     #[arg(long, env = "HAWKEYE_LOG_FORMAT", value_enum, default_value = "json")]
     pub log_format: LogFormat,
@@ -112,6 +116,11 @@ impl RunArgs {
     }
 }
 
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration: jiff::SignedDuration = text.trim().parse().map_err(|error: jiff::Error| error.to_string())?;
+    Duration::try_from(duration).map_err(|_| "it must not be negative".to_owned())
+}
+
 fn parse_model(text: &str) -> Result<DefaultModel, String> {
     if matches!(text.trim(), "" | "null" | "{}") {
         return Ok(DefaultModel(None));
@@ -128,10 +137,18 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::hardware::grace::GRACE;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_grace_is_the_documented_one() {
+        assert_eq!(parse_duration("5m"), Ok(GRACE));
+        assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
+        assert!(parse_duration("-5m").is_err() && parse_duration("5").is_err() && parse_duration("").is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | core | services | get, list, watch, create, patch, delete | cluster |
 //! | apps | deployments | get, list, watch, create, patch, delete | cluster |
 //! | hawkeye.bytebot.ai | hardwareclasses | get, list, watch | cluster |
+//! | hawkeye.bytebot.ai | hardwareclasses/status | patch | cluster |
 //! | hawkeye.bytebot.ai | hawkeyedeployments | get, list, watch | cluster |
 //! | hawkeye.bytebot.ai | hawkeyedeployments/status | patch | cluster |
 //! | hawkeye.bytebot.ai | hawkeyedeployments/finalizers | update | cluster |

@@ -6,16 +6,12 @@ mod common;
 
 use std::sync::LazyLock;
 
-use common::{bare, built_in, index, node, offering};
-use hawkeye_crds::v1alpha1::{HardwareClass, HardwareClassSpec, Reason};
-use hawkeye_operator::{
-    controller::build::deployment::node_terms,
-    hardware::{
-        ClassIndex, NodeFacts,
-        classify::{GPU_LABELS, admits, class_of},
-    },
+use common::{bare, built_in, index, node, offering, pods_fit};
+use hawkeye_crds::v1alpha1::{HardwareClass, Reason};
+use hawkeye_operator::hardware::{
+    ClassIndex, NodeFacts,
+    classify::{GPU_LABELS, admits, class_of},
 };
-use k8s_openapi::api::core::v1 as core;
 use proptest::prelude::*;
 use rstest::rstest;
 
@@ -192,30 +188,6 @@ fn the_known_exception_a_gpu_node_without_labels_may_get_cpu_pods() {
         pods_fit(&cpu.spec, &node),
         "the affinity alone cannot tell; NVIDIA_VISIBLE_DEVICES=void covers it"
     );
-}
-
-/// What the scheduler makes of a pool's pods: node affinity as built, and the resource that they ask for. Written against
-/// the Kubernetes types, so that it checks the building, too.
-fn pods_fit(class: &HardwareClassSpec, node: &NodeFacts) -> bool {
-    let holds = |requirement: &core::NodeSelectorRequirement| {
-        let value = node.labels.get(&requirement.key);
-        let values = requirement.values.as_deref().unwrap_or_default();
-        match requirement.operator.as_str() {
-            "In" => value.is_some_and(|value| values.contains(value)),
-            "NotIn" => value.is_none_or(|value| !values.contains(value)),
-            "Exists" => value.is_some(),
-            "DoesNotExist" => value.is_none(),
-            other => panic!("operator {other}"),
-        }
-    };
-    let affinity = node_terms(class)
-        .iter()
-        .any(|term| term.match_expressions.as_ref().is_some_and(|all| all.iter().all(holds)));
-    let room = class
-        .resource
-        .as_ref()
-        .is_none_or(|resource| node.allocatable.get(resource).is_some_and(|n| *n > 0));
-    affinity && room
 }
 
 /// A GPU as its publishers label it; at least one of them does.

@@ -81,6 +81,14 @@ words! {
 }
 
 words! {
+    /// What a condition of a HardwareClass is about.
+    ClassConditionType {
+        /// Another class admits some of the same nodes.
+        Overlaps,
+    }
+}
+
+words! {
     /// Why a condition or a pool is as it is. One list for all, so that each has one entry in the troubleshooting page.
     Reason {
         /// The spec is valid and complete.
@@ -135,6 +143,14 @@ words! {
         UnsupportedGpuResource,
         /// No class takes a node of this operating system or architecture, or with these labels.
         NoClassMatches,
+        /// No other class admits a node of this class.
+        Disjoint,
+        /// Classes of one priority admit the same nodes.
+        EqualPriority,
+        /// Nodes that match this class belong to one of higher priority.
+        HigherPriorityHas,
+        /// Nodes of this class match one of lower priority, too.
+        LowerPriorityMatches,
     }
 }
 

@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{EnvVar, Quantity};
+use super::{Condition, EnvVar, Quantity};
 
 /// A kind of node: which labels tell it, what a pod there asks for, and which batch size, number format and memory fit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -16,10 +16,12 @@ use super::{EnvVar, Quantity};
     shortname = "hwc",
     category = "hawkeye",
     derive = "PartialEq",
+    status = "HardwareClassStatus",
     doc = "A kind of node, and how the screen parser runs on it. A node belongs to the class of highest priority that admits it: operating system linux, the class's architecture, one of its nodeSelectorTerms, and its resource allocatable on the node.",
     validation = Rule::new("self.metadata.name.size() <= 20 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')").message("metadata.name must be at most 20 characters: lower case letters, digits and '-', starting with a letter"),
     printcolumn(name = "Device", type_ = "string", json_path = ".spec.device"),
     printcolumn(name = "Arch", type_ = "string", json_path = ".spec.arch"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".status.nodes"),
     printcolumn(name = "Priority", type_ = "integer", json_path = ".spec.priority"),
     printcolumn(name = "Resource", type_ = "string", json_path = ".spec.resource"),
     printcolumn(name = "Variant", type_ = "string", json_path = ".spec.imageVariant"),
@@ -88,6 +90,25 @@ pub struct HardwareClassSpec {
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     #[schemars(length(max = 32))]
     pub env: Vec<EnvVar>,
+}
+
+/// What the operator observed of a HardwareClass. Written only by the operator, and only when it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HardwareClassStatus {
+    /// The metadata.generation that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// Nodes of this class, ready or not.
+    #[serde(default)]
+    pub nodes: i32,
+
+    /// Overlaps: whether another class admits some of the same nodes.
+    #[serde(default)]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    #[schemars(length(max = 16))]
+    pub conditions: Vec<Condition>,
 }
 
 /// Architecture of a node.

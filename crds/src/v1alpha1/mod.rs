@@ -6,14 +6,15 @@ pub mod hardware_class;
 pub mod quantity;
 pub mod status;
 
-pub use conditions::{Condition, ConditionStatus, ConditionType, Reason};
+pub use conditions::{ClassConditionType, Condition, ConditionStatus, ConditionType, Reason};
 pub use deployment::{
     DeviceChoice, DtypeChoice, EnvVar, Fallback, HawkeyeDeployment, HawkeyeDeploymentSpec, ModelClaim, ModelImage,
     ModelSource, PoolOverride, Profile, PullPolicy,
 };
 pub use hardware_class::{
-    Arch, BatchSize, CpuSpec, Device, Dtype, HardwareClass, HardwareClassSpec, ImageVariant, MemorySpec,
-    NodeSelectorRequirement, NodeSelectorTerm, SelectorOperator, TaintEffect, Toleration, TolerationOperator,
+    Arch, BatchSize, CpuSpec, Device, Dtype, HardwareClass, HardwareClassSpec, HardwareClassStatus, ImageVariant,
+    MemorySpec, NodeSelectorRequirement, NodeSelectorTerm, SelectorOperator, TaintEffect, Toleration,
+    TolerationOperator,
 };
 pub use quantity::Quantity;
 pub use status::{HawkeyeDeploymentStatus, PoolStatus};

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod build;
+pub mod class_status;
 pub mod observe;
 pub mod plan;
 pub mod planner;

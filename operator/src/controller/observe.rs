@@ -359,6 +359,14 @@ pub fn held<'a>(
     held
 }
 
+/// Node and class of each active, bound pod of a pool.
+pub fn hosted<'a>(pods: impl IntoIterator<Item = &'a Arc<Pod>>) -> impl Iterator<Item = (&'a str, &'a str)> {
+    pods.into_iter().filter_map(|pod| {
+        pod.instance().filter(|_| pod.active())?;
+        Some((pod.spec.node_name.as_deref()?, pod.class()?))
+    })
+}
+
 /// The active pods of a HawkeyeDeployment.
 pub fn pods_of(pods: &Store<Pod>, namespace: &str, name: &str) -> Vec<Arc<Pod>> {
     pods.state_filter(|pod| pod.active() && pod.instance() == Some((namespace, name)))

@@ -182,9 +182,18 @@ fn plan_one<'a>(request: &Request<'_>, index: &'a ClassIndex, models: &ModelDefa
             pool(spec, class, replicas, room, pin(class), usable(class))
         })
         .collect();
+    let mut placed = placement(spec, index, &order, &pools, target, left, free);
+    let used = |class: &ClassNodes| given.get(class.name.as_str()).is_some_and(|replicas| *replicas > 0);
+    for grace in order
+        .iter()
+        .filter(|class| used(class))
+        .filter_map(|class| class.grace())
+    {
+        placed.1.extend([" ", &grace]);
+    }
     Plan {
         refused: None,
-        placed: placement(spec, index, &order, &pools, target, left, free),
+        placed,
         unplaced: left,
         degraded: degradation(spec, target, &pools),
         pools,
@@ -269,6 +278,9 @@ fn pool(
     let mut dtype = asked.unwrap_or(class.spec.dtype);
     let batch = class.spec.batch_size;
     let (reason, mut message) = pool_reason(class, replicas, room, pin, usable);
+    if let Some(grace) = class.grace() {
+        message = format!("{message} {grace}");
+    }
     if class.spec.device == Device::Cpu && dtype == Dtype::Float16 {
         dtype = Dtype::Float32;
         message = format!("{message} CPUs have no Float16 kernels for these models, so Float32 is used.");

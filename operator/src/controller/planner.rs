@@ -9,6 +9,7 @@ use std::{
 
 use futures::channel::mpsc::UnboundedSender;
 use hawkeye_crds::v1alpha1::HawkeyeDeployment;
+use jiff::Timestamp;
 use kube::{
     ResourceExt,
     runtime::reflector::{ObjectRef, store::WriterDropped},
@@ -20,11 +21,11 @@ use tokio::{
 
 use super::{
     apply::Memory,
-    observe::{GuardedDeployment, Pod, World, held, taken},
+    observe::{GuardedDeployment, Pod, World, held, hosted, taken},
     plan::{Plan, Request, plan_all},
 };
 use crate::{
-    hardware::{ClassIndex, ModelDefaults, NodeFacts},
+    hardware::{ClassIndex, Grace, ModelDefaults, NodeFacts, classify::by_priority},
     metrics::Metrics,
 };
 
@@ -70,8 +71,12 @@ pub struct Planner {
     pub models: ModelDefaults,
     /// Says that something changed.
     pub dirty: Arc<Notify>,
+    /// What nodes were before they lost their labels.
+    pub grace: Grace,
     /// Where the plans go.
     pub plans: watch::Sender<Plans>,
+    /// Where the sorted nodes go, for the status of the classes.
+    pub indexes: watch::Sender<Arc<ClassIndex>>,
     /// Objects to be reconciled.
     pub triggers: UnboundedSender<ObjectRef<GuardedDeployment>>,
     /// What was applied last, of which what is gone is forgotten.
@@ -85,7 +90,7 @@ impl Planner {
     ///
     /// # Errors
     /// When a watch has ended.
-    pub async fn run(self) -> Result<(), WriterDropped> {
+    pub async fn run(mut self) -> Result<(), WriterDropped> {
         self.world.hawkeye_deployments.wait_until_ready().await?;
         self.world.classes.wait_until_ready().await?;
         self.world.nodes.wait_until_ready().await?;
@@ -93,13 +98,19 @@ impl Planner {
         self.world.deployments.wait_until_ready().await?;
         self.world.services.wait_until_ready().await?;
         loop {
-            self.pass();
-            self.dirty.notified().await;
-            sleep(SETTLE).await;
+            let now = Timestamp::now();
+            let end = self.pass(now);
+            // A clock that was set meanwhile leads to a pass too many or a little late, not to none.
+            let end_of_grace = end.map(|end| Duration::try_from(end.duration_since(now)).unwrap_or_default());
+            tokio::select! {
+                () = self.dirty.notified() => sleep(SETTLE).await,
+                () = sleep(end_of_grace.unwrap_or_default()), if end_of_grace.is_some() => {}
+            }
         }
     }
 
-    fn pass(&self) {
+    /// Plans once; says when to plan again although nothing changed.
+    fn pass(&mut self, now: Timestamp) -> Option<Timestamp> {
         let start = Instant::now();
         let guarded = self.world.hawkeye_deployments.state();
         let living: Vec<&HawkeyeDeployment> = guarded
@@ -108,7 +119,7 @@ impl Planner {
             .filter(|object| object.metadata.deletion_timestamp.is_none())
             .collect();
         let pods = self.world.pods.state();
-        let index = self.index(&living, &pods);
+        let index = self.index(&living, &pods, now);
         let mut held = held(&pods, &index);
         let keys: Vec<(String, String)> = living
             .iter()
@@ -159,7 +170,7 @@ impl Planner {
         for object in changed {
             // It fails only when the controller is gone, and then the process ends.
             if self.triggers.unbounded_send(object).is_err() {
-                return;
+                return None;
             }
         }
         self.forget();
@@ -167,9 +178,12 @@ impl Planner {
         self.metrics
             .planned(seconds, living.len(), self.world.nodes.len(), index.unclassified.len());
         tracing::debug!(seconds, deployments = living.len(), unclassified = ?index.unclassified, "planned");
+        let end_of_grace = index.next_end_of_grace();
+        self.indexes.send_replace(Arc::new(index));
+        end_of_grace
     }
 
-    fn index(&self, living: &[&HawkeyeDeployment], pods: &[Arc<Pod>]) -> ClassIndex {
+    fn index(&mut self, living: &[&HawkeyeDeployment], pods: &[Arc<Pod>], now: Timestamp) -> ClassIndex {
         let ours: HashSet<(String, String)> = living
             .iter()
             .map(|object| (object.namespace().unwrap_or_default(), object.name_any()))
@@ -179,8 +193,9 @@ impl Planner {
         });
         let nodes: Vec<NodeFacts> = self.world.nodes.state().iter().map(|node| node.facts()).collect();
         let classes = self.world.classes.state();
-        let decoded = classes.iter().filter_map(|guarded| guarded.0.as_ref().ok());
-        ClassIndex::new(decoded, &nodes, |node, resource| {
+        let classes = by_priority(classes.iter().filter_map(|guarded| guarded.0.as_ref().ok()));
+        let assigned = self.grace.assign(&classes, &nodes, hosted(pods), now);
+        ClassIndex::assigned(classes, &nodes, assigned, |node, resource| {
             taken.get(&(node.to_owned(), resource.to_owned())).copied().unwrap_or(0)
         })
     }

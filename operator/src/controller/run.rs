@@ -31,6 +31,7 @@ use tokio::{
 use super::{
     apply::Memory,
     build::MANAGER,
+    class_status,
     observe::{GuardedClass, GuardedDeployment, Node, Pod, World},
     planner::{Planner, Plans},
     reconcile::{error_policy, reconcile},
@@ -38,6 +39,7 @@ use super::{
 use crate::{
     args::RunArgs,
     context::{Backoff, Context, Reported},
+    hardware::Grace,
     http,
     metrics::Metrics,
 };
@@ -66,11 +68,15 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let (world, watches) = watches(&client, hawkeye_deployments.clone(), &dirty, &triggers, &metrics);
     let memory = Arc::new(Memory::default());
     let (sender, plans) = watch::channel(Plans::default());
+    let (indexes, index) = watch::channel(Arc::default());
+    let class_status = class_status::keep(client.clone(), world.classes.clone(), index);
     let planner = Planner {
         world: world.clone(),
         models: args.models(),
         dirty: Arc::clone(&dirty),
+        grace: Grace::new(args.label_grace),
         plans: sender,
+        indexes,
         triggers,
         memory: Arc::clone(&memory),
         metrics: metrics.clone(),
@@ -110,12 +116,14 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut server = pin!(http::serve(listener, metrics, plans, until(stopped)));
     let mut watches = pin!(watches);
     let mut planner = pin!(planner.run());
+    let mut class_status = pin!(class_status);
     let mut reconciled = pin!(reconciled);
     let mut signal = pin!(signalled());
     tokio::select! {
         () = &mut reconciled => bail!("the controller has ended"),
         () = &mut watches => bail!("a watch has ended"),
         result = &mut planner => bail!("the planner has ended: {result:?}"),
+        () = &mut class_status => bail!("the status of the classes is no longer kept"),
         result = &mut server => bail!("the HTTP server has ended: {result:?}"),
         result = &mut signal => result?,
     }

@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 use hawkeye_crds::v1alpha1::{
     Arch, Device, HardwareClass, HardwareClassSpec, NodeSelectorRequirement, NodeSelectorTerm, Reason, SelectorOperator,
 };
+use jiff::Timestamp;
 
-use super::NodeFacts;
+use super::{Kept, NodeFacts, inventory, labels};
 
 /// Labels that show an NVIDIA GPU when they have this value (`None`: any). The CPU classes keep off the same labels; a
 /// test holds the two together. `nvidia.com/gpu.present` is set to `false` when the GPU is gone, so its value counts.
-pub const GPU_LABELS: [(&str, Option<&str>); 10] = [
-    ("nvidia.com/gpu.present", Some("true")),
-    ("nvidia.com/gpu.product", None),
+pub const GPU_LABELS: [(&str, Option<&str>); 11] = [
+    (labels::GPU_PRESENT, Some("true")),
+    (labels::GPU_PRODUCT, None),
     ("nvidia.com/gpu.compute.major", None),
     ("feature.node.kubernetes.io/pci-10de.present", Some("true")),
     ("feature.node.kubernetes.io/pci-0300_10de.present", Some("true")),
@@ -23,10 +24,14 @@ pub const GPU_LABELS: [(&str, Option<&str>); 10] = [
     ("eks.amazonaws.com/instance-gpu-name", None),
     ("karpenter.k8s.aws/instance-gpu-name", None),
     ("karpenter.azure.com/sku-gpu-name", None),
+    ("kubernetes.azure.com/accelerator", Some("nvidia")),
 ];
 
 /// Instance family with a GPU that is told by its name alone: Graviton2 with a T4G.
 const GPU_INSTANCE_FAMILY: &str = "g5g.";
+
+/// Times in sentences, in UTC.
+pub const CLOCK: &str = "%Y-%m-%dT%H:%M:%SZ";
 
 /// A class in the index, with the nodes that belong to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +55,41 @@ pub struct ClassNodes {
     pub largest_memory: Option<u64>,
     /// Most CPU that pods can ask for on one of them, in thousandths; not always the same node.
     pub largest_cpu_milli: Option<u64>,
+    /// Its nodes that have lost the labels that told it, and keep it for a while; by name. They take no new pods.
+    pub kept: Vec<Kept>,
+    /// Classes that admit some of the same nodes, in the order of the index.
+    pub overlaps: Vec<Overlap>,
+}
+
+/// Nodes that a class shares with another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlap {
+    /// Name of the other class.
+    pub class: String,
+    /// Its priority.
+    pub priority: i32,
+    /// The other class has these nodes, for it is tried first. Otherwise this one has.
+    pub other_first: bool,
+    /// How many nodes both admit, as far as one of the two has them.
+    pub nodes: u32,
+    /// The first of them by name.
+    pub example: String,
+}
+
+/// What is known of a node's class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// Position of its class, or why it has none.
+    pub class: Result<usize, (Reason, String)>,
+    /// Set when its labels no longer tell the class.
+    pub kept: Option<Kept>,
+}
+
+impl Assignment {
+    /// As labels and resources tell it.
+    pub fn plain(class: Result<usize, (Reason, String)>) -> Self {
+        Self { class, kept: None }
+    }
 }
 
 /// A node without a class.
@@ -81,27 +121,32 @@ impl ClassIndex {
         nodes: &[NodeFacts],
         taken: impl Fn(&str, &str) -> u64,
     ) -> Self {
-        let mut classes: Vec<ClassNodes> = classes
-            .into_iter()
-            .map(|class| ClassNodes {
-                name: class.metadata.name.clone().unwrap_or_default(),
-                spec: class.spec.clone(),
-                nodes: 0,
-                intended: 0,
-                schedulable: 0,
-                free: 0,
-                taken: 0,
-                largest_memory: None,
-                largest_cpu_milli: None,
-            })
+        let classes = by_priority(classes);
+        let assigned = nodes
+            .iter()
+            .map(|node| Assignment::plain(class_of(&classes, node)))
             .collect();
-        classes.sort_by(|a, b| b.spec.priority.cmp(&a.spec.priority).then_with(|| a.name.cmp(&b.name)));
+        Self::assigned(classes, nodes, assigned, taken)
+    }
+
+    /// The same with each node's class given, in the order of `nodes`. `classes` come from [`by_priority`].
+    pub fn assigned(
+        mut classes: Vec<ClassNodes>,
+        nodes: &[NodeFacts],
+        assigned: Vec<Assignment>,
+        taken: impl Fn(&str, &str) -> u64,
+    ) -> Self {
         let mut unclassified = Vec::new();
         let mut offering = BTreeMap::new();
-        for node in nodes {
-            match class_of(&classes, node) {
+        let mut shared = BTreeMap::new();
+        for (node, assignment) in nodes.iter().zip(assigned) {
+            match assignment.class {
                 Ok(position) => {
-                    if classes[position].count(node, &taken) {
+                    // What it would be without its memory is no overlap.
+                    if assignment.kept.is_none() {
+                        share(&classes, position, node, &mut shared);
+                    }
+                    if classes[position].count(node, assignment.kept, &taken) {
                         offering.insert(node.name.clone(), position);
                     }
                 }
@@ -113,11 +158,27 @@ impl ClassIndex {
             }
         }
         unclassified.sort_by(|a, b| a.node.cmp(&b.node));
+        for class in &mut classes {
+            class.kept.sort_by(|a, b| a.node.cmp(&b.node));
+        }
+        note_overlaps(&mut classes, shared);
         Self {
             classes,
             unclassified,
             offering,
         }
+    }
+
+    /// The class that a node keeps without the labels that told it.
+    pub fn kept_on(&self, node: &str) -> Option<(usize, &Kept)> {
+        let mut classes = self.classes.iter().enumerate();
+        classes.find_map(|(at, class)| Some((at, class.kept.iter().find(|kept| kept.node == node)?)))
+    }
+
+    /// When the next node loses the class that it keeps.
+    pub fn next_end_of_grace(&self) -> Option<Timestamp> {
+        let kept = self.classes.iter().flat_map(|class| &class.kept);
+        kept.map(|kept| kept.until).min()
     }
 
     /// True when the node belongs to the class and takes new pods of it now.
@@ -139,13 +200,36 @@ impl ClassNodes {
         self.intended > 0 || self.spec.autoscaled
     }
 
+    /// Says which nodes keep the class without the labels that told it, if any do. Short and without a count: when a label
+    /// publisher restarts, thousands of nodes come and go within seconds, and each change of the text is a write.
+    pub fn grace(&self) -> Option<String> {
+        match self.kept.as_slice() {
+            [] => None,
+            [one] => Some(format!(
+                "{} lost the labels that told this class at {}; it keeps the class until {}, but takes no new pods.",
+                one.node,
+                one.lost.strftime(CLOCK),
+                one.until.strftime(CLOCK)
+            )),
+            _ => Some(
+                "Several of its nodes have lost the labels that told this class; they keep it for a while, but take no new \
+                 pods."
+                    .to_owned(),
+            ),
+        }
+    }
+
     /// Counts a node of this class; true when it takes new pods now.
-    fn count(&mut self, node: &NodeFacts, taken: &impl Fn(&str, &str) -> u64) -> bool {
+    fn count(&mut self, node: &NodeFacts, kept: Option<Kept>, taken: &impl Fn(&str, &str) -> u64) -> bool {
         self.nodes += 1;
         if node.intended(&self.spec.tolerations) {
             self.intended += 1;
             self.largest_memory = self.largest_memory.max(node.memory);
             self.largest_cpu_milli = self.largest_cpu_milli.max(node.cpu_milli);
+        }
+        if let Some(kept) = kept {
+            self.kept.push(kept);
+            return false;
         }
         if !node.schedulable(&self.spec.tolerations) {
             return false;
@@ -165,6 +249,59 @@ impl ClassNodes {
     }
 }
 
+/// The classes without nodes, in the order in which they are tried: the highest priority first, then by name.
+pub fn by_priority<'a>(classes: impl IntoIterator<Item = &'a HardwareClass>) -> Vec<ClassNodes> {
+    let mut classes: Vec<ClassNodes> = classes
+        .into_iter()
+        .map(|class| ClassNodes {
+            name: class.metadata.name.clone().unwrap_or_default(),
+            spec: class.spec.clone(),
+            nodes: 0,
+            intended: 0,
+            schedulable: 0,
+            free: 0,
+            taken: 0,
+            largest_memory: None,
+            largest_cpu_milli: None,
+            kept: Vec::new(),
+            overlaps: Vec::new(),
+        })
+        .collect();
+    classes.sort_by(|a, b| b.spec.priority.cmp(&a.spec.priority).then_with(|| a.name.cmp(&b.name)));
+    classes
+}
+
+/// By positions of the class that has the nodes and of another that admits them: how many, and the first by name.
+type Shared = BTreeMap<(usize, usize), (u32, String)>;
+
+fn share(classes: &[ClassNodes], has: usize, node: &NodeFacts, shared: &mut Shared) {
+    for (other, class) in classes.iter().enumerate() {
+        if other == has || !admits(&class.spec, node) {
+            continue;
+        }
+        let (nodes, example) = shared.entry((has, other)).or_insert_with(|| (0, node.name.clone()));
+        *nodes += 1;
+        if node.name < *example {
+            example.clone_from(&node.name);
+        }
+    }
+}
+
+fn note_overlaps(classes: &mut [ClassNodes], shared: Shared) {
+    for ((has, other), (nodes, example)) in shared {
+        for (one, two) in [(has, other), (other, has)] {
+            let overlap = Overlap {
+                class: classes[two].name.clone(),
+                priority: classes[two].spec.priority,
+                other_first: two == has,
+                nodes,
+                example: example.clone(),
+            };
+            classes[one].overlaps.push(overlap);
+        }
+    }
+}
+
 /// Position of the node's class in a list sorted by priority, or why it has none.
 ///
 /// # Errors
@@ -173,32 +310,52 @@ pub fn class_of(classes: &[ClassNodes], node: &NodeFacts) -> Result<usize, (Reas
     if let Some(position) = classes.iter().position(|class| admits(&class.spec, node)) {
         return Ok(position);
     }
-    if let Some(evidence) = gpu_evidence(node) {
-        return Err((
-            Reason::UnsupportedGpuResource,
-            format!(
-                "it shows a GPU ({evidence}), but no class knows a resource that it has allocatable; check the device \
-                 plugin, or add a HardwareClass that names the resource"
-            ),
-        ));
+    let linux = node.labels.get(labels::OS).is_some_and(|os| os == "linux");
+    if let Some(evidence) = gpu_evidence(node).filter(|_| linux) {
+        return Err((Reason::UnsupportedGpuResource, unsupported(node, &evidence)));
     }
     let label = |key: &str| node.labels.get(key).map_or("unknown", String::as_str);
     Err((
         Reason::NoClassMatches,
         format!(
             "no HardwareClass admits operating system {} on {} with its labels",
-            label("kubernetes.io/os"),
-            label("kubernetes.io/arch")
+            label(labels::OS),
+            label(labels::ARCH)
         ),
     ))
+}
+
+/// Why a node with a GPU has no class, and what to do.
+fn unsupported(node: &NodeFacts, evidence: &str) -> String {
+    let offered: Vec<String> = node
+        .allocatable
+        .iter()
+        .filter(|(name, units)| is_gpu_resource(name) && **units > 0)
+        .map(|(name, units)| format!("{units} {name}"))
+        .collect();
+    let mut message = if offered.is_empty() {
+        format!(
+            "it shows a GPU ({evidence}), but offers none: check the device plugin; GPUs given out by DRA cannot be used yet"
+        )
+    } else {
+        format!(
+            "it offers its GPU as {}, which no class takes on such a node: offer it as nvidia.com/gpu, or add a HardwareClass \
+             that names the resource",
+            offered.join(" and ")
+        )
+    };
+    for conflict in inventory::conflicts(node) {
+        message.extend(["; ", &conflict]);
+    }
+    message
 }
 
 /// True when the class takes the node: operating system, architecture, one of the terms, and the resource allocatable. A
 /// class for CPUs never takes a node that shows a GPU, unless the class names a resource of its own.
 pub fn admits(class: &HardwareClassSpec, node: &NodeFacts) -> bool {
     let label = |key: &str| node.labels.get(key).map(String::as_str);
-    label("kubernetes.io/os") == Some("linux")
-        && label("kubernetes.io/arch") == Some(class.arch.as_str())
+    label(labels::OS) == Some("linux")
+        && label(labels::ARCH) == Some(class.arch.as_str())
         && class
             .node_selector_terms
             .iter()
@@ -226,10 +383,10 @@ pub fn gpu_evidence(node: &NodeFacts) -> Option<String> {
         })
     };
     let by_instance_type = || {
-        let value = node.labels.get("node.kubernetes.io/instance-type")?;
+        let value = node.labels.get(labels::INSTANCE_TYPE)?;
         let arm = node
             .labels
-            .get("kubernetes.io/arch")
+            .get(labels::ARCH)
             .is_some_and(|arch| arch == Arch::Arm64.as_str());
         (arm && value.starts_with(GPU_INSTANCE_FAMILY)).then(|| format!("instance type {value}"))
     };
@@ -237,7 +394,7 @@ pub fn gpu_evidence(node: &NodeFacts) -> Option<String> {
     let zero = || {
         let gone = node
             .labels
-            .get("nvidia.com/gpu.present")
+            .get(labels::GPU_PRESENT)
             .is_some_and(|value| value == "false");
         (!gone).then(|| offered(false)).flatten()
     };
@@ -245,12 +402,12 @@ pub fn gpu_evidence(node: &NodeFacts) -> Option<String> {
 }
 
 /// `nvidia.com/gpu`, `nvidia.com/gpu.shared`, `nvidia.com/mig-1g.10gb` and the like.
-fn is_gpu_resource(name: &str) -> bool {
+pub(super) fn is_gpu_resource(name: &str) -> bool {
     name.strip_prefix("nvidia.com/")
         .is_some_and(|rest| rest.starts_with("gpu") || rest.starts_with("mig-"))
 }
 
-fn term_holds(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>) -> bool {
+pub(super) fn term_holds(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>) -> bool {
     // A term without expressions matches nothing, as in Kubernetes.
     !term.match_expressions.is_empty() && term.match_expressions.iter().all(|one| requirement_holds(one, labels))
 }

@@ -5,6 +5,7 @@
 
 #![allow(missing_docs, clippy::print_stderr, clippy::too_many_lines)]
 
+mod recognition;
 mod scenarios;
 mod server;
 
@@ -15,13 +16,19 @@ use server::Cluster;
 
 type Scenario = fn(&'static Cluster) -> scenarios::Outcome;
 
-const SCENARIOS: [(&str, Scenario); 10] = [
+const SCENARIOS: [(&str, Scenario); 12] = [
     ("definitions_and_classes_apply_and_invalid_specs_name_the_field", |c| {
         Box::pin(scenarios::validation(c))
     }),
     ("defaults_and_scale_subresource", |c| Box::pin(scenarios::defaults(c))),
     ("a_spec_without_a_model_says_what_to_do", |c| {
         Box::pin(scenarios::model_missing(c))
+    }),
+    ("labels_that_vanish_move_nothing_for_a_while", |c| {
+        Box::pin(recognition::grace(c))
+    }),
+    ("classes_that_share_nodes_say_so", |c| {
+        Box::pin(recognition::overlaps(c))
     }),
     ("each_platform_gets_its_pool", |c| Box::pin(scenarios::pools(c))),
     ("pods_pass_pod_security_restricted", |c| {

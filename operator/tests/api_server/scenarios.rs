@@ -21,17 +21,17 @@ use crate::server::{Cluster, wait};
 
 pub type Outcome = Pin<Box<dyn Future<Output = Result<()>>>>;
 
-const MODEL: &str = r#"{"image": {"reference": "example.com/bundle:test"}}"#;
+pub const MODEL: &str = r#"{"image": {"reference": "example.com/bundle:test"}}"#;
 
 fn deployments(cluster: &Cluster, namespace: &str) -> Api<Deployment> {
     Api::namespaced(cluster.client.clone(), namespace)
 }
 
-fn parsers(cluster: &Cluster, namespace: &str) -> Api<HawkeyeDeployment> {
+pub fn parsers(cluster: &Cluster, namespace: &str) -> Api<HawkeyeDeployment> {
     Api::namespaced(cluster.client.clone(), namespace)
 }
 
-async fn namespace(cluster: &Cluster, name: &str) -> Result<()> {
+pub async fn namespace(cluster: &Cluster, name: &str) -> Result<()> {
     let namespace: Namespace = serde_json::from_value(json!({
         "metadata": {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
     }))?;
@@ -42,7 +42,13 @@ async fn namespace(cluster: &Cluster, name: &str) -> Result<()> {
 }
 
 /// Creates a HawkeyeDeployment as a user would, so that the API server fills in the defaults.
-async fn create(cluster: &Cluster, namespace: &str, name: &str, spec: &str, dry_run: bool) -> Result<DynamicObject> {
+pub async fn create(
+    cluster: &Cluster,
+    namespace: &str,
+    name: &str,
+    spec: &str,
+    dry_run: bool,
+) -> Result<DynamicObject> {
     let resource = ApiResource::erase::<HawkeyeDeployment>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), namespace, &resource);
     let spec: Value = serde_saphyr::from_str(spec).with_context(|| spec.to_owned())?;
@@ -59,14 +65,15 @@ async fn create(cluster: &Cluster, namespace: &str, name: &str, spec: &str, dry_
 }
 
 /// Nodes from the fixtures, ready and without taints. An API server adds the taint not-ready to each new node.
-async fn nodes(cluster: &Cluster, names: &[&str]) -> Result<()> {
+pub async fn nodes(cluster: &Cluster, names: &[&str]) -> Result<()> {
     let api: Api<Node> = Api::all(cluster.client.clone());
     for name in names {
         let path = format!("{}/../e2e/fixtures/nodes/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
         let text = std::fs::read_to_string(&path).with_context(|| path)?;
         let mut node: Node = serde_saphyr::from_str(&text)?;
         let status = node.status.take().unwrap_or_default();
-        api.create(&PostParams::default(), &node).await?;
+        let created = api.create(&PostParams::default(), &node).await?.name_any();
+        let name = created.as_str();
         let mut status = serde_json::to_value(status)?;
         status["conditions"] = json!([{"type": "Ready", "status": "True", "reason": "Test", "message": "",
             "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
@@ -79,7 +86,7 @@ async fn nodes(cluster: &Cluster, names: &[&str]) -> Result<()> {
     Ok(())
 }
 
-async fn until_status(
+pub async fn until_status(
     cluster: &Cluster,
     namespace: &str,
     name: &str,

@@ -153,6 +153,8 @@ impl Cluster {
                 ("KUBECONFIG", self.folder.path().join("operator").display().to_string()),
                 ("HAWKEYE_LISTEN", format!("127.0.0.1:{}", self.listen)),
                 ("HAWKEYE_LOG_FORMAT", "text".to_owned()),
+                // Long enough for a restart, short enough to wait for.
+                ("HAWKEYE_LABEL_GRACE", "20s".to_owned()),
                 ("HAWKEYE_IMAGE_CPU", "example.com/test:cpu".to_owned()),
                 ("HAWKEYE_IMAGE_CUDA", "example.com/test:cuda".to_owned()),
             ],
@@ -308,7 +310,8 @@ async fn install(client: &Client) -> Result<()> {
         {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": write},
         {"apiGroups": ["hawkeye.bytebot.ai"], "resources": ["hardwareclasses", "hawkeyedeployments"],
          "verbs": ["get", "list", "watch"]},
-        {"apiGroups": ["hawkeye.bytebot.ai"], "resources": ["hawkeyedeployments/status"], "verbs": ["patch"]},
+        {"apiGroups": ["hawkeye.bytebot.ai"], "resources": ["hawkeyedeployments/status", "hardwareclasses/status"],
+         "verbs": ["patch"]},
         {"apiGroups": ["hawkeye.bytebot.ai"], "resources": ["hawkeyedeployments/finalizers"], "verbs": ["update"]},
         {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
     ]);

@@ -6,15 +6,17 @@ use std::{fs, path::Path, sync::LazyLock};
 
 use hawkeye_crds::{
     classes,
-    v1alpha1::{HardwareClass, HawkeyeDeploymentSpec, ModelImage, ModelSource},
+    v1alpha1::{HardwareClass, HardwareClassSpec, HawkeyeDeploymentSpec, ModelImage, ModelSource},
 };
 use hawkeye_operator::{
     controller::{
+        build::deployment::node_terms,
         observe::Node,
         plan::{Held, Plan, Request, plan_all},
     },
     hardware::{ClassIndex, Images, ModelDefaults, NodeFacts},
 };
+use k8s_openapi::api::core::v1 as core;
 
 /// A fixture as YAML, by the name of its file.
 pub fn fixture(name: &str) -> String {
@@ -111,4 +113,28 @@ pub fn shares(plan: &Plan) -> Vec<(&str, u32)> {
         .filter(|pool| pool.replicas > 0)
         .map(|pool| (pool.class.as_str(), pool.replicas))
         .collect()
+}
+
+/// What the scheduler makes of a pool's pods: node affinity as built, and the resource that they ask for. Written against
+/// the Kubernetes types, so that it checks the building, too.
+pub fn pods_fit(class: &HardwareClassSpec, node: &NodeFacts) -> bool {
+    let holds = |requirement: &core::NodeSelectorRequirement| {
+        let value = node.labels.get(&requirement.key);
+        let values = requirement.values.as_deref().unwrap_or_default();
+        match requirement.operator.as_str() {
+            "In" => value.is_some_and(|value| values.contains(value)),
+            "NotIn" => value.is_none_or(|value| !values.contains(value)),
+            "Exists" => value.is_some(),
+            "DoesNotExist" => value.is_none(),
+            other => panic!("operator {other}"),
+        }
+    };
+    let affinity = node_terms(class)
+        .iter()
+        .any(|term| term.match_expressions.as_ref().is_some_and(|all| all.iter().all(holds)));
+    let room = class
+        .resource
+        .as_ref()
+        .is_none_or(|resource| node.allocatable.get(resource).is_some_and(|n| *n > 0));
+    affinity && room
 }
