@@ -6,6 +6,7 @@ use hawkeye_pipeline::device::DeviceChoice;
 use hawkeye_pipeline::profile::Profile;
 use std::path::PathBuf;
 use std::time::Duration;
+use url::Url;
 
 /// Screen parser with OmniParser's REST API.
 #[derive(Debug, Parser)]
@@ -32,6 +33,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Parse one screenshot without a server
     Parse(Box<ParseArgs>),
+    /// Download a model bundle, check it, and put it into a folder
+    Fetch(Box<FetchArgs>),
 }
 
 /// Log formats.
@@ -141,6 +144,57 @@ pub struct ParseArgs {
     pub max_pixels: u64,
 }
 
+/// Options of `fetch`.
+#[derive(Debug, Clone, Args)]
+pub struct FetchArgs {
+    /// Archive of the bundle's folder (.tar, .tar.gz or .tar.zst) over http or https
+    #[arg(long, value_name = "URL", value_parser = web_address)]
+    pub url: Url,
+    /// sha256 of the archive, 64 lower case hexadecimal digits
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    pub sha256: String,
+    /// Folder that becomes the bundle. What is downloaded lies beside it until then, in a folder of its own
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Largest archive, and largest bundle in it (bytes, or with KiB, MiB, GiB)
+    #[arg(long, value_name = "BYTES", default_value = "4GiB", value_parser = size)]
+    pub max_bytes: u64,
+    /// Tries in a row that bring nothing new; waits between them grow from 1 s to 30 s
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub attempts: u32,
+    /// How long all of it may take
+    #[arg(long, value_name = "TIME", default_value = "60m", value_parser = duration)]
+    pub timeout: Duration,
+    /// Also write the reason of a failure to this file (Kubernetes shows what is in /dev/termination-log)
+    #[arg(long, value_name = "FILE")]
+    pub message_file: Option<PathBuf>,
+}
+
+fn web_address(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err("must begin with http:// or https://".to_owned());
+    }
+    // They would show in the pod's spec and in its list of processes.
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not hold a user name or password".to_owned());
+    }
+    Ok(url)
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if text.len() == 64 && digits {
+        Ok(text.to_owned())
+    } else {
+        Err("must be 64 lower case hexadecimal digits".to_owned())
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    bytes(text).map(|bytes| bytes as u64)
+}
+
 fn fraction(text: &str) -> Result<f32, String> {
     let value: f32 = text.trim().parse().map_err(|_| "not a number".to_owned())?;
     if (0.0..=1.0).contains(&value) {
@@ -205,7 +259,7 @@ mod tests {
         let cli = Cli::try_parse_from([&["hawkeye-inference", "serve"], args].concat())?;
         match cli.command {
             Command::Serve(args) => Ok(*args),
-            Command::Parse(_) => unreachable!("asked for serve"),
+            _ => unreachable!("asked for serve"),
         }
     }
 
@@ -246,6 +300,28 @@ mod tests {
             ["--device", "tpu"],
         ] {
             assert!(serve_args(&bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn fetch_takes_web_addresses_and_sums_only() {
+        let sum = "0".repeat(64);
+        let parse = |url: &str, sum: &str| {
+            Cli::try_parse_from(["x", "fetch", "--url", url, "--sha256", sum, "--out", "/models/bundle"]).map(|_| ())
+        };
+        assert!(parse("https://example.com/bundle.tar.gz?signature=a", &sum).is_ok());
+        assert!(parse("http://10.0.0.1:8080/b.tar", &sum).is_ok());
+        for url in [
+            "file:///etc/passwd",
+            "ftp://a/b",
+            "bundle.tar",
+            "https://user:pass@a/b",
+            "https://user@a/b",
+        ] {
+            assert!(parse(url, &sum).is_err(), "{url}");
+        }
+        for sum in ["", "abc", &"A".repeat(64), &"0".repeat(63)] {
+            assert!(parse("https://a/b", sum).is_err(), "{sum}");
         }
     }
 

@@ -5,6 +5,7 @@ pub mod api;
 pub mod config;
 pub mod engine;
 pub mod error;
+pub mod fetch;
 pub mod input;
 pub mod metrics;
 pub mod one_shot;

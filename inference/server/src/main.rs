@@ -3,12 +3,14 @@
 mod backends;
 
 use clap::Parser as _;
-use hawkeye_inference::config::{Cli, Command, LogFormat, ParseArgs, ServeArgs};
+use hawkeye_inference::config::{Cli, Command, FetchArgs, LogFormat, ParseArgs, ServeArgs};
 use hawkeye_inference::engine::with_causes;
 use hawkeye_inference::serve::Ended;
-use hawkeye_inference::{one_shot, service};
+use hawkeye_inference::{fetch, one_shot, service};
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tracing_subscriber::EnvFilter;
 
 // Pages of 16 and 64 KiB exist on ARM; this allocator takes the size at run time.
@@ -25,6 +27,10 @@ fn main() -> ExitCode {
         Command::Parse(args) => {
             log_to_stderr(cli.log_format, "warn");
             parse(&args)
+        }
+        Command::Fetch(args) => {
+            log_to_stderr(cli.log_format, "info");
+            fetch(&args, cli.log_format)
         }
     }
 }
@@ -67,6 +73,30 @@ fn parse(args: &ParseArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, error.exit_code()),
     }
+}
+
+/// Exit codes: 0 the bundle is there; 1 no connection, a full disk; 3 what is served is not what was promised.
+fn fetch(args: &FetchArgs, format: LogFormat) -> ExitCode {
+    // As the first process of a container it would not end at a signal that nobody handles.
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        let always = Arc::new(AtomicBool::new(true));
+        if let Err(error) = signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, always) {
+            return fail(&error, 1);
+        }
+    }
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error, 1),
+    };
+    let Err(error) = runtime.block_on(fetch::run(args)) else {
+        return ExitCode::SUCCESS;
+    };
+    fetch::leave_message(args, &with_causes(&error));
+    if format == LogFormat::Json {
+        tracing::error!(error = with_causes(&error), "ended");
+        return ExitCode::from(error.exit_code());
+    }
+    fail(&error, error.exit_code())
 }
 
 fn fail(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
