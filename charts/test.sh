@@ -101,6 +101,10 @@ refuses "values: two default models" "defaultModel" template \
     --set defaultModel.image.reference=a/b:c --set defaultModel.persistentVolumeClaim.claimName=d
 refuses "values: a default model without its reference" "reference" template --set defaultModel.image.pullPolicy=Never
 refuses "values: a host path as default model" "hostPath" template --set defaultModel.hostPath=/models
+refuses "values: an archive without its sum" "sha256" template --set defaultModel.http.url=https://example.com/b.tar
+refuses "values: an archive with a password" "url" template --set defaultModel.http.url=https://u:p@example.com/b.tar \
+    --set defaultModel.http.sha256="$(printf 'a%.0s' {1..64})"
+refuses "values: a model of which only the revision is known" "defaultModel" template --set-string defaultModel.revision=2
 refuses "values: a bad claim name" "claimName" template --set defaultModel.persistentVolumeClaim.claimName=Bad_Name
 refuses "values: a batch of zero" "balanced" template --set hardwareClasses.graviton.batchSize.balanced=0
 refuses "values: a batch over the definition's bound" "maximum" template --set hardwareClassDefaults.batchSize.speed=2000

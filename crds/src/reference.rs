@@ -6,6 +6,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 
+use crate::v1alpha1::{ClassConditionType, ConditionType, Reason};
+
 /// A page in Markdown: every field with its type, default, bounds and description, and the rules that fields obey
 /// together.
 ///
@@ -52,6 +54,16 @@ pub fn page(definition: &CustomResourceDefinition) -> Result<String, fmt::Error>
             out.push('\n');
         }
     }
+    if names.kind == "HardwareClass" {
+        let types = ClassConditionType::ALL.iter().map(|t| (t.as_str(), t.meaning()));
+        conditions(&mut out, types)?;
+        out.push_str(
+            "\nTheir reasons are in the list of [those of a HawkeyeDeployment](hawkeyedeployment.md#reasons).\n\n",
+        );
+    } else {
+        conditions(&mut out, ConditionType::ALL.iter().map(|t| (t.as_str(), t.meaning())))?;
+        reasons(&mut out)?;
+    }
     let mut rules = Vec::new();
     gather(schema, "", &mut rules);
     if !rules.is_empty() {
@@ -69,6 +81,31 @@ pub fn page(definition: &CustomResourceDefinition) -> Result<String, fmt::Error>
         }
     }
     Ok(out)
+}
+
+/// The words that a schema leaves open, since an older client has to read newer ones.
+fn conditions(out: &mut String, types: impl Iterator<Item = (&'static str, &'static str)>) -> fmt::Result {
+    writeln!(
+        out,
+        "## Conditions\n\nEach is `True`, `False`, or `Unknown` where it cannot be told.\n\n| type | is True when |\n|---|---|"
+    )?;
+    for (type_, meaning) in types {
+        writeln!(out, "| `{type_}` | {} |", escape(meaning))?;
+    }
+    Ok(())
+}
+
+fn reasons(out: &mut String) -> fmt::Result {
+    writeln!(
+        out,
+        "\n## Reasons\n\nOf conditions, of `status.pools[]`, and in `status.summary`. What to do about each: \
+         [Troubleshooting](../troubleshooting.md#by-reason).\n\n| reason | |\n|---|---|"
+    )?;
+    for reason in Reason::ALL {
+        writeln!(out, "| `{reason}` | {} |", escape(reason.meaning()))?;
+    }
+    out.push('\n');
+    Ok(())
 }
 
 fn fields(out: &mut String, schema: &JSONSchemaProps, path: &str) -> fmt::Result {

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 use hawkeye_crds::{
     classes, crd, reference,
-    v1alpha1::{Arch, Device, ImageVariant, deployment::RESERVED_ENV},
+    v1alpha1::{Arch, ConditionType, Device, ImageVariant, Reason, deployment::RESERVED_ENV},
 };
 use serde_json::Value;
 
@@ -37,6 +37,17 @@ fn the_committed_reference_is_up_to_date() {
             reference::page(&definition).unwrap(),
             "{name}.md is out of date: run `make gen`"
         );
+    }
+}
+
+#[test]
+fn the_reference_names_every_condition_and_reason() {
+    let (_, definition) = crd::definitions().unwrap().into_iter().next().unwrap();
+    let page = reference::page(&definition).unwrap();
+    let words = ConditionType::ALL.iter().map(|t| (t.as_str(), t.meaning()));
+    for (word, meaning) in words.chain(Reason::ALL.iter().map(|r| (r.as_str(), r.meaning()))) {
+        assert!(meaning.ends_with('.') && meaning.len() > 10, "{word}: {meaning}");
+        assert!(page.contains(&format!("| `{word}` | {meaning} |")), "{word}");
     }
 }
 
@@ -128,23 +139,27 @@ fn walk(value: &Value, path: &str, visit: &mut impl FnMut(&str, &Value)) {
 
 /// Spec of each definition, with its name.
 fn specs() -> Vec<(String, Value)> {
+    parts("spec")
+}
+
+/// Part of each definition that has it, with its name.
+fn parts(part: &str) -> Vec<(String, Value)> {
     crd::definitions()
         .unwrap()
         .into_iter()
-        .map(|(_, definition)| {
+        .filter_map(|(_, definition)| {
             let value = serde_json::to_value(&definition).unwrap();
             let schema = value
-                .pointer("/spec/versions/0/schema/openAPIV3Schema/properties/spec")
-                .unwrap()
+                .pointer(&format!("/spec/versions/0/schema/openAPIV3Schema/properties/{part}"))?
                 .clone();
-            (definition.spec.names.kind, schema)
+            Some((definition.spec.names.kind, schema))
         })
         .collect()
 }
 
 #[test]
 fn every_field_is_documented() {
-    for (kind, spec) in specs() {
+    for (kind, spec) in specs().into_iter().chain(parts("status")) {
         walk(&spec, &kind, &mut |path, schema| {
             let is_property = !path.ends_with("[]") && !path.ends_with("{}");
             assert!(

@@ -20,7 +20,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the operator against the cluster of the service account or kubeconfig
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Print the CustomResourceDefinitions as YAML
     Crd {
         /// Also print the built-in HardwareClasses
@@ -126,8 +126,8 @@ fn parse_model(text: &str) -> Result<DefaultModel, String> {
         return Ok(DefaultModel(None));
     }
     let model: ModelSource = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    if model.image.is_some() == model.persistent_volume_claim.is_some() {
-        return Err("it must have exactly one of image and persistentVolumeClaim".to_owned());
+    if !model.is_one() {
+        return Err("it must have exactly one of image, persistentVolumeClaim and http".to_owned());
     }
     Ok(DefaultModel(Some(model)))
 }
@@ -158,8 +158,14 @@ mod tests {
         let image = r#"{"image":{"reference":"a/b:c","pullPolicy":"Never"}}"#;
         assert_eq!(parse_model(image).unwrap().0.unwrap().image.unwrap().reference, "a/b:c");
         assert!(parse_model(r#"{"persistentVolumeClaim":{"claimName":"m"}}"#).is_ok());
+        let http = r#"{"http":{"url":"https://a/b.tar","sha256":"0"},"revision":"2"}"#;
+        let http = parse_model(http).unwrap().0.unwrap();
+        assert_eq!(http.revision.as_deref(), Some("2"));
+        assert_eq!(http.http.unwrap().max_size.0, "4Gi");
         for bad in [
             r#"{"image":{"reference":"a"},"persistentVolumeClaim":{"claimName":"m"}}"#,
+            r#"{"image":{"reference":"a"},"http":{"url":"https://a/b.tar","sha256":"0"}}"#,
+            r#"{"revision":"2"}"#,
             r#"{"imagE":{"reference":"a"}}"#,
             "a/b:c",
         ] {

@@ -32,7 +32,7 @@ async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(args) => {
             telemetry::init(args.log_format);
-            controller::run::run(args).await
+            controller::run::run(*args).await
         }
         Command::Crd { classes } => print(classes),
     }

@@ -6,10 +6,10 @@
 
 mod common;
 
-use common::{images, index, model, node, plan, spec};
+use common::{http_model, images, index, model, node, plan, spec};
 use hawkeye_crds::v1alpha1::{ModelClaim, ModelSource};
 use hawkeye_operator::controller::{
-    build::{self, Objects, Owner},
+    build::{self, Model, Objects, Owner},
     plan::Plan,
 };
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::PodSpec};
@@ -24,7 +24,7 @@ const PLATFORMS: [&str; 7] = [
     "cpu-amd64",
 ];
 
-fn built(yaml: &str, model: &ModelSource) -> (Plan, Objects) {
+fn built<'a>(yaml: &str, model: impl Into<Model<'a>>) -> (Plan, Objects) {
     let nodes = PLATFORMS.map(node);
     let plan = plan(yaml, &index(&nodes));
     let spec = spec(yaml);
@@ -256,10 +256,10 @@ fn scaling_leaves_the_template_alone() {
 #[test]
 fn a_claim_is_mounted_read_only() {
     let claim = ModelSource {
-        image: None,
         persistent_volume_claim: Some(ModelClaim {
             claim_name: "bundle".into(),
         }),
+        ..ModelSource::default()
     };
     let (_, objects) = built("{classes: [cpu-amd64]}", &claim);
     let pod = pod(&objects.deployments[0]);
@@ -269,6 +269,77 @@ fn a_claim_is_mounted_read_only() {
     assert!(volume.image.is_none());
     let mount = &pod.containers[0].volume_mounts.as_ref().unwrap()[0];
     assert_eq!((mount.mount_path.as_str(), mount.read_only), ("/models", Some(true)));
+}
+
+#[test]
+fn golden_download() {
+    let env = "overrides: {cuda-amd64: {env: [{name: HTTPS_PROXY, value: 'http://proxy:3128'}]}}";
+    let (_, objects) = built(&format!("{{classes: [cuda-amd64], {env}}}"), &http_model());
+    golden("download", &objects.deployments[0]);
+}
+
+#[test]
+fn a_download_asks_for_no_gpu_and_no_more_than_the_parser() {
+    let (_, objects) = built("{classes: [cuda-amd64]}", &http_model());
+    let pod = pod(&objects.deployments[0]);
+    let (fetcher, parser) = (&pod.init_containers.as_ref().unwrap()[0], &pod.containers[0]);
+    let (of, than) = (fetcher.resources.as_ref().unwrap(), parser.resources.as_ref().unwrap());
+    for (of, than) in [(&of.limits, &than.limits), (&of.requests, &than.requests)] {
+        let (of, than) = (of.as_ref().unwrap(), than.as_ref().unwrap());
+        assert!(than.contains_key("nvidia.com/gpu") && !of.contains_key("nvidia.com/gpu"));
+        assert!(of.iter().all(|(name, quantity)| than[name] == *quantity));
+    }
+    assert_eq!(fetcher.security_context, parser.security_context);
+    assert_eq!(fetcher.image, parser.image);
+    // Kubernetes would put a variable's value in place of `$(HOME)`.
+    let arguments = fetcher.args.as_ref().unwrap();
+    assert!(
+        arguments.contains(&"https://example.com/bundle.tar.gz?sign=$$(HOME)".to_owned()),
+        "{arguments:?}"
+    );
+    assert_eq!(env(&objects.deployments[0], "HAWKEYE_BUNDLE"), Some("/models/bundle"));
+    assert_eq!(parser.volume_mounts.as_ref().unwrap()[0].read_only, Some(true));
+}
+
+#[test]
+fn a_change_of_the_model_rolls_the_pods() {
+    let template = |model: Model<'_>| {
+        let (_, objects) = built("{classes: [cpu-amd64]}", model);
+        serde_json::to_string(&objects.deployments[0].spec.template).unwrap()
+    };
+    let source = |change: fn(&mut ModelSource)| {
+        let mut source = http_model();
+        change(&mut source);
+        source
+    };
+    let same = source(|_| {});
+    let sum = source(|source| source.http.as_mut().unwrap().sha256 = "60".repeat(32));
+    let url = source(|source| source.http.as_mut().unwrap().url = "https://example.com/other.tar".into());
+    let revision = source(|source| source.revision = Some("2".into()));
+    let again = source(|source| source.revision = Some("3".into()));
+    let digest = |digest| Model {
+        source: &same,
+        digest: Some(digest),
+    };
+    let mut templates: Vec<String> = [&same, &sum, &url, &revision, &again]
+        .map(|source| template(source.into()))
+        .into();
+    templates.extend([template(digest("sha256:a")), template(digest("sha256:b"))]);
+    let mut different = templates.clone();
+    different.sort();
+    different.dedup();
+    assert_eq!(different.len(), templates.len());
+    assert_eq!(template((&same).into()), templates[0]);
+}
+
+#[test]
+fn values_of_variables_mean_themselves() {
+    let deployment = one(
+        "cpu-amd64",
+        "overrides: {cpu-amd64: {env: [{name: A, value: 'a$(HOME)$$b$'}]}}",
+    );
+    // What a kubelet makes `a$(HOME)$$b$` of.
+    assert_eq!(env(&deployment, "A"), Some("a$$(HOME)$$$$b$$"));
 }
 
 #[test]

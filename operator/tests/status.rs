@@ -266,6 +266,98 @@ fn troubles_of_pods_are_named_worst_first() {
     assert!(message.contains("needs more memory"), "{message}");
 }
 
+fn fetching(state: Value, last: Value) -> Arc<Pod> {
+    pod(
+        "cpu-amd64",
+        json!({
+            "phase": "Pending",
+            "initContainerStatuses": [
+                {"name": "injected", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}},
+                {"name": "fetch-model", "restartCount": 3, "state": state, "lastState": last},
+            ],
+            "containerStatuses": [{"name": "inference", "state": {"waiting": {"reason": "PodInitializing"}}}],
+        }),
+    )
+}
+
+#[test]
+fn a_model_that_cannot_be_downloaded_is_named_until_a_try_succeeds() {
+    let failed = |message: &str| json!({"terminated": {"exitCode": 3, "reason": "Error", "message": message}});
+    let status = |state: Value, last: Value| {
+        Case {
+            pods: vec![fetching(state, last)],
+            ..Case::default()
+        }
+        .status(None)
+    };
+    let words = "https://example.com/b: the archive has sha256 1, expected is 2";
+    for status in [
+        status(failed(words), json!({})),
+        status(json!({"waiting": {"reason": "CrashLoopBackOff"}}), failed(words)),
+        status(json!({"running": {"startedAt": THEN}}), failed(words)),
+    ] {
+        assert_eq!(status.summary.as_deref(), Some("ModelFetchFailed"));
+        assert!(status.message.unwrap().contains(words));
+    }
+    let old = status(json!({"terminated": {"exitCode": 2, "reason": "Error"}}), json!({}));
+    assert!(old.message.unwrap().contains("does not know `fetch`"));
+    let killed = status(
+        json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}}),
+        json!({}),
+    );
+    assert!(killed.message.unwrap().contains("more memory"));
+    let done = status(
+        json!({"terminated": {"exitCode": 0, "reason": "Completed"}}),
+        failed(words),
+    );
+    assert_eq!(done.summary.as_deref(), Some("NotReady"));
+}
+
+#[test]
+fn an_image_of_an_init_container_counts_as_well() {
+    let waiting = json!({"waiting": {"reason": "ImagePullBackOff", "message": "example.com/own:1 not found"}});
+    let status = Case {
+        pods: vec![fetching(waiting, json!({}))],
+        ..Case::default()
+    }
+    .status(None);
+    assert_eq!(status.summary.as_deref(), Some("ImagePullFailed"));
+    assert!(status.message.unwrap().contains("example.com/own:1 not found"));
+}
+
+#[test]
+fn pods_on_their_way_say_how_far_they_are() {
+    let unbound = {
+        let mut pod = (*pod("cpu-amd64", json!({"phase": "Pending"}))).clone();
+        pod.spec.node_name = None;
+        Arc::new(pod)
+    };
+    let mounting = pod(
+        "cpu-amd64",
+        json!({"phase": "Pending", "conditions": [{"type": "PodReadyToStartContainers", "status": "False"}]}),
+    );
+    let status = Case {
+        spec: "{replicas: 4}",
+        pods: vec![
+            unbound,
+            mounting,
+            fetching(json!({"running": {"startedAt": THEN}}), json!({})),
+            pod("cpu-amd64", json!({"phase": "Running"})),
+        ],
+        ..Case::default()
+    }
+    .status(None);
+    let message = status.pools[0].message.clone();
+    assert_eq!(status.pools[0].reason, "NotReady");
+    for part in [
+        "1 not yet on a node",
+        "1 downloading the model",
+        "1 waiting for the node to set up volumes",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
 #[test]
 fn a_container_that_crashed_stays_a_crash_loop_while_it_runs_again() {
     let between = waiting(
@@ -531,11 +623,21 @@ fn init_containers_count_as_the_scheduler_counts_them() {
 #[test]
 fn every_reason_has_an_entry_in_the_troubleshooting_page() {
     let page = include_str!("../../docs/src/troubleshooting.md");
+    let mut entries: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .flat_map(|line| line.split(", "))
+        .collect();
     for reason in Reason::ALL {
+        let count = entries.iter().filter(|entry| **entry == reason.as_str()).count();
+        assert_eq!(count, 1, "entries for {reason} in docs/src/troubleshooting.md");
+    }
+    entries.retain(|entry| Reason::ALL.iter().all(|reason| reason.as_str() != *entry));
+    assert!(entries.is_empty(), "no such reason: {entries:?}");
+    for type_ in ConditionType::ALL {
         assert!(
-            page.lines()
-                .any(|line| line.starts_with("### ") && line.contains(reason.as_str())),
-            "docs/src/troubleshooting.md has no entry for {reason}"
+            page.contains(&format!("| `{type_}` |")),
+            "docs/src/troubleshooting.md has no row for {type_}"
         );
     }
 }

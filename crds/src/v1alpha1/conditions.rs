@@ -43,10 +43,10 @@ impl From<bool> for ConditionStatus {
 }
 
 macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident,)+ }) => {
+    ($(#[$doc:meta])* $name:ident { $($(#[doc = $text:literal])+ $variant:ident,)+ }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum $name { $($(#[$vdoc])* $variant,)+ }
+        pub enum $name { $($(#[doc = $text])+ $variant,)+ }
 
         impl $name {
             /// Every value, in the order of their declaration.
@@ -55,6 +55,11 @@ macro_rules! words {
             /// The word as it stands in the status.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => stringify!($variant),)+ }
+            }
+
+            /// What it means, as the API reference says it.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($text),+).trim_ascii(),)+ }
             }
         }
 
@@ -133,6 +138,8 @@ words! {
         ImagePullFailed,
         /// The container ends again and again.
         CrashLoop,
+        /// The bundle of spec.model.http cannot be downloaded or is not what its sha256 says; the message is the pod's own.
+        ModelFetchFailed,
         /// The cluster dropped the model's volume from the pods: it has no image volumes.
         ModelVolumeUnsupported,
         /// Replicas run on the next device, since the one asked for is not there.

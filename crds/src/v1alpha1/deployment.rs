@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Dtype, HawkeyeDeploymentStatus, Quantity};
+use super::{Dtype, HawkeyeDeploymentStatus, ModelSource, Quantity, rules};
 
 /// What to run and where it may run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -37,6 +37,7 @@ use super::{Dtype, HawkeyeDeploymentStatus, Quantity};
 )]
 #[x_kube(validation = Rule::new("!has(self.classes) || !has(self.overrides) || self.overrides.all(name, name in self.classes)").message("overrides names a class that classes does not list, so it would have no effect").field_path(".overrides"))]
 #[x_kube(validation = Rule::new("self.device != 'Cpu' || self.dtype != 'Float16'").message("dtype must be Auto, BFloat16 or Float32 when device is Cpu: CPUs have no Float16 kernels for these models").field_path(".dtype"))]
+#[x_kube(validation = Rule::new("self.device != 'Cpu' || !has(self.overrides) || self.overrides.all(name, !has(self.overrides[name].dtype) || self.overrides[name].dtype != 'Float16')").message("overrides must not set dtype Float16 when device is Cpu: CPUs have no Float16 kernels for these models").field_path(".overrides"))]
 #[serde(rename_all = "camelCase")]
 pub struct HawkeyeDeploymentSpec {
     /// Parser pods over all pools together.
@@ -62,7 +63,8 @@ pub struct HawkeyeDeploymentSpec {
 
     /// Container image for every pool. Left out: the image of the operator's release for the variant of each hardware class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = rules::image("image"))]
     pub image: Option<String>,
 
     /// Where the model bundle comes from. Left out: the operator's default (chart value defaultModel).
@@ -81,7 +83,7 @@ pub struct HawkeyeDeploymentSpec {
     /// Changes for single hardware classes, by the class's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("maxProperties" = 16))]
-    #[x_kube(validation = Rule::new("self.all(name, name.size() >= 1 && name.size() <= 20)").message("overrides must be keyed by names of hardware classes, which have at most 20 characters"))]
+    #[x_kube(validation = Rule::new("self.all(name, name.size() <= 20 && name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$'))").message("overrides must be keyed by names of hardware classes: at most 20 characters, lower case letters, digits and '-', starting with a letter"))]
     pub overrides: Option<BTreeMap<String, PoolOverride>>,
 }
 
@@ -152,60 +154,6 @@ pub enum Fallback {
     Degrade,
 }
 
-/// Where the model bundle comes from: exactly one of the fields.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("has(self.image) != has(self.persistentVolumeClaim)").message("model must have exactly one of image and persistentVolumeClaim"))]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ModelSource {
-    /// An image or OCI artifact whose root is the bundle, mounted read-only as an image volume (Kubernetes 1.35 or later, containerd 2.1 or later).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<ModelImage>,
-    /// A PersistentVolumeClaim in the same namespace whose root is the bundle, mounted read-only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub persistent_volume_claim: Option<ModelClaim>,
-}
-
-/// A model bundle in an image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ModelImage {
-    /// Image reference, e.g. registry.example.com/models/omniparser:v2.
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
-    pub reference: String,
-    /// When to pull it: Always, IfNotPresent or Never. Left out: Always for the tag latest, otherwise IfNotPresent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pull_policy: Option<PullPolicy>,
-}
-
-/// When an image is pulled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[allow(missing_docs)]
-pub enum PullPolicy {
-    Always,
-    IfNotPresent,
-    Never,
-}
-
-impl PullPolicy {
-    /// As in the API.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Always => "Always",
-            Self::IfNotPresent => "IfNotPresent",
-            Self::Never => "Never",
-        }
-    }
-}
-
-/// A model bundle in a PersistentVolumeClaim.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ModelClaim {
-    /// Name of the claim. With pods on more than one node its access mode must allow that.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
-    pub claim_name: String,
-}
-
 /// Changes for one hardware class.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -218,20 +166,21 @@ pub struct PoolOverride {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub batch_size: Option<i32>,
-    /// Memory limit of each pod, e.g. 6Gi; at least 256Mi.
+    /// Memory limit of each pod, which is also requested, e.g. 6Gi; 256Mi to 16Ti.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("quantity(string(self)).compareTo(quantity('256Mi')) >= 0").message("memory must be at least 256Mi"))]
+    #[x_kube(validation = rules::quantity("memory", "256Mi", "16Ti"))]
     pub memory: Option<Quantity>,
-    /// CPU request of each pod, e.g. 2 or 500m; at least 10m.
+    /// CPU request of each pod, e.g. 2 or 500m; 10m to 1024.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("quantity(string(self)).compareTo(quantity('10m')) >= 0").message("cpu must be at least 10m"))]
+    #[x_kube(validation = rules::quantity("cpu", "10m", "1024"))]
     pub cpu: Option<Quantity>,
     /// Number format of the models: Auto, Float16, BFloat16 or Float32. Left out: spec.dtype.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DtypeChoice>,
     /// Container image. Left out: spec.image, else the operator's image for the class's variant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = rules::image("image"))]
     pub image: Option<String>,
     /// Further environment variables, e.g. OMNIPARSER_MIN_CONFIDENCE or RUST_LOG.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

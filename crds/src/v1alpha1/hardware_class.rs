@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, EnvVar, Quantity};
+use super::{Condition, EnvVar, Quantity, rules};
 
 /// A kind of node: which labels tell it, what a pod there asks for, and which batch size, number format and memory fit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -51,6 +51,7 @@ pub struct HardwareClassSpec {
         length(min = 3, max = 253),
         regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
     )]
+    #[x_kube(validation = Rule::new("!self.startsWith('requests.') && !self.split('/')[0].endsWith('kubernetes.io') && self.split('/')[1].size() <= 63").message("resource must be an extended resource as nodes offer it: not of the domain kubernetes.io, not beginning with requests., and with at most 63 characters after the /"))]
     pub resource: Option<String>,
 
     /// What the pods compute on: Cuda or Cpu.
@@ -77,7 +78,10 @@ pub struct HardwareClassSpec {
 
     /// RuntimeClass of the pods, e.g. nvidia on k3s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub runtime_class_name: Option<String>,
 
     /// Taints that the pods tolerate. Nodes with other taints do not count as capacity.
@@ -194,7 +198,8 @@ pub struct BatchSize {
 /// Memory of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 pub struct MemorySpec {
-    /// Memory limit, which is also requested, e.g. 8Gi.
+    /// Memory limit, which is also requested, e.g. 8Gi; 256Mi to 16Ti.
+    #[x_kube(validation = rules::quantity("limit", "256Mi", "16Ti"))]
     pub limit: Quantity,
     /// True when GPU and CPU share one memory, so that the GPU's use counts against the limit.
     #[serde(default)]
@@ -204,7 +209,8 @@ pub struct MemorySpec {
 /// CPU of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 pub struct CpuSpec {
-    /// CPU request, e.g. 2 or 500m. Also the number of threads, rounded up.
+    /// CPU request, e.g. 2 or 500m; 10m to 1024. Also the number of threads, rounded up.
+    #[x_kube(validation = rules::quantity("request", "10m", "1024"))]
     pub request: Quantity,
 }
 
@@ -221,14 +227,20 @@ pub struct NodeSelectorTerm {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new("self.operator in ['In', 'NotIn'] == (has(self.values) && self.values.size() > 0)").message("values must be given for operators In and NotIn, and only for them").field_path(".values"))]
 pub struct NodeSelectorRequirement {
-    /// Label key.
-    #[schemars(length(min = 1, max = 317))]
+    /// Label key, e.g. nvidia.com/gpu.product.
+    #[schemars(
+        length(min = 1, max = 317),
+        regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+    )]
     pub key: String,
     /// In, NotIn (also holds without the label), Exists or DoesNotExist.
     pub operator: SelectorOperator,
     /// Values for In and NotIn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1024), inner(length(max = 63)))]
+    #[schemars(
+        length(max = 1024),
+        inner(length(max = 63), regex(pattern = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"))
+    )]
     pub values: Vec<String>,
 }
 
@@ -245,17 +257,21 @@ pub enum SelectorOperator {
 /// A taint that pods tolerate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new("!has(self.operator) || self.operator != 'Exists' || !has(self.value)").message("value must not be set when operator is Exists").field_path(".value"))]
+#[x_kube(validation = Rule::new("has(self.key) || (has(self.operator) && self.operator == 'Exists')").message("key must be set unless operator is Exists").field_path(".key"))]
 pub struct Toleration {
     /// Taint key; left out with operator Exists: every taint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 317))]
+    #[schemars(
+        length(min = 1, max = 317),
+        regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+    )]
     pub key: Option<String>,
     /// Equal (the default) or Exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator: Option<TolerationOperator>,
     /// Taint value for operator Equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
+    #[schemars(length(max = 63), regex(pattern = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"))]
     pub value: Option<String>,
     /// Taint effect; left out: every effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,18 +3,20 @@
 pub mod conditions;
 pub mod deployment;
 pub mod hardware_class;
+pub mod model;
 pub mod quantity;
+mod rules;
 pub mod status;
 
 pub use conditions::{ClassConditionType, Condition, ConditionStatus, ConditionType, Reason};
 pub use deployment::{
-    DeviceChoice, DtypeChoice, EnvVar, Fallback, HawkeyeDeployment, HawkeyeDeploymentSpec, ModelClaim, ModelImage,
-    ModelSource, PoolOverride, Profile, PullPolicy,
+    DeviceChoice, DtypeChoice, EnvVar, Fallback, HawkeyeDeployment, HawkeyeDeploymentSpec, PoolOverride, Profile,
 };
 pub use hardware_class::{
     Arch, BatchSize, CpuSpec, Device, Dtype, HardwareClass, HardwareClassSpec, HardwareClassStatus, ImageVariant,
     MemorySpec, NodeSelectorRequirement, NodeSelectorTerm, SelectorOperator, TaintEffect, Toleration,
     TolerationOperator,
 };
+pub use model::{ModelClaim, ModelHttp, ModelImage, ModelSource, PullPolicy};
 pub use quantity::Quantity;
 pub use status::{HawkeyeDeploymentStatus, PoolStatus};

@@ -8,9 +8,11 @@
 
 mod api;
 mod changes;
+mod conditions;
 mod flow;
 mod idle;
 mod install;
+mod models;
 mod platforms;
 mod support;
 
@@ -68,6 +70,8 @@ fn main() -> ExitCode {
         flow::a_screenshot_is_parsed_through_the_service,
         flow::a_bundle_on_a_persistent_volume_claim_is_served,
         flow::an_in_cluster_client_finds_it_by_name,
+        models::a_bundle_from_a_web_server_is_served,
+        conditions::what_the_spec_cannot_show_is_said_within_30_seconds,
         platforms::each_platform_gets_its_pool,
         platforms::auto_prefers_gpus_and_overflows_to_cpus,
         platforms::deny_leaves_the_rest_unplaced_and_says_so,

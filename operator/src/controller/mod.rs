@@ -8,4 +8,5 @@ pub mod plan;
 pub mod planner;
 pub mod reconcile;
 pub mod run;
+pub mod starting;
 pub mod status;

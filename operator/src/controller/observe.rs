@@ -197,12 +197,16 @@ pub struct PodStatus {
     pub conditions: Vec<RawCondition>,
     /// Containers.
     pub container_statuses: Vec<ContainerStatus>,
+    /// Init containers.
+    pub init_container_statuses: Vec<ContainerStatus>,
 }
 
 /// Part of a container's status.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerStatus {
+    /// Its name.
+    pub name: String,
     /// Times that it was started again.
     pub restart_count: i32,
     /// How it is now.
@@ -217,6 +221,8 @@ pub struct ContainerStatus {
 pub struct ContainerState {
     /// Set while it waits.
     pub waiting: Option<Waiting>,
+    /// Set while it runs.
+    pub running: Option<Running>,
     /// Set when it ended.
     pub terminated: Option<Terminated>,
 }
@@ -231,6 +237,10 @@ pub struct Waiting {
     pub message: String,
 }
 
+/// Since when a container runs, which nobody asks for.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Running {}
+
 /// How a container ended.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -239,6 +249,8 @@ pub struct Terminated {
     pub exit_code: i32,
     /// In one word, e.g. OOMKilled.
     pub reason: String,
+    /// What the container left to be read.
+    pub message: String,
 }
 
 impl Pod {

@@ -212,8 +212,9 @@ fn refusal(spec: &HawkeyeDeploymentSpec, index: &ClassIndex, models: &ModelDefau
     if models.of(spec).is_none() {
         return Some((
             Reason::ModelMissing,
-            "There is no model to run. Set spec.model.image.reference or spec.model.persistentVolumeClaim.claimName to a \
-             model bundle (hawkeye-export writes one), or the chart value defaultModel for all HawkeyeDeployments."
+            "There is no model to run. Set spec.model.image.reference, spec.model.persistentVolumeClaim.claimName or \
+             spec.model.http to a model bundle (hawkeye-export writes one), or the chart value defaultModel for all \
+             HawkeyeDeployments."
                 .to_owned(),
         ));
     }

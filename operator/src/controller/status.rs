@@ -8,8 +8,9 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
 use super::{
     apply::Applied,
     build::{self, Owner, pool_name, service::endpoint},
-    observe::Pod,
+    observe::{ContainerStatus, Pod},
     plan::{Plan, PoolPlan, distribution},
+    starting::{fetch_issue, stages},
 };
 
 /// Longest message of a condition or a pool, in characters; the schema allows four times as many bytes.
@@ -135,7 +136,7 @@ fn running(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, pods: &[&Arc<P
         return (
             Reason::ModelVolumeUnsupported,
             "The cluster dropped the model's volume: it has no image volumes (Kubernetes 1.35 or later has them). Use \
-             model.persistentVolumeClaim instead."
+             model.persistentVolumeClaim or model.http instead."
                 .to_owned(),
         );
     }
@@ -171,7 +172,7 @@ fn running(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, pods: &[&Arc<P
     };
     (
         reason,
-        format!("{ready} of {planned} pods are ready; the others start."),
+        format!("{ready} of {planned} pods are ready; the others start{}.", stages(pods)),
     )
 }
 
@@ -211,7 +212,7 @@ fn has_old_pods(deployment: &Deployment) -> bool {
 fn rank(reason: Reason) -> u8 {
     match reason {
         Reason::CrashLoop => 0,
-        Reason::ImagePullFailed => 1,
+        Reason::ImagePullFailed | Reason::ModelFetchFailed => 1,
         _ => 2,
     }
 }
@@ -220,7 +221,17 @@ fn issue(facts: &Facts<'_>, name: &str, pod: &Pod) -> Option<(Reason, String)> {
     if pod.ready() {
         return None;
     }
-    for container in &pod.status.container_statuses {
+    if let Some(issue) = fetch_issue(pod) {
+        return Some(issue);
+    }
+    let ended_well =
+        |container: &&ContainerStatus| container.state.terminated.as_ref().is_some_and(|e| e.exit_code == 0);
+    let first = pod
+        .status
+        .init_container_statuses
+        .iter()
+        .filter(|init| !ended_well(init));
+    for container in first.chain(&pod.status.container_statuses) {
         if let Some(ended) = &container.last_state.terminated
             && container.restart_count >= CRASHES
         {

@@ -5,9 +5,11 @@
 
 #![allow(missing_docs, clippy::print_stderr, clippy::too_many_lines)]
 
+mod models;
 mod recognition;
 mod scenarios;
 mod server;
+mod validation;
 
 use std::process::ExitCode;
 
@@ -16,10 +18,14 @@ use server::Cluster;
 
 type Scenario = fn(&'static Cluster) -> scenarios::Outcome;
 
-const SCENARIOS: [(&str, Scenario); 12] = [
+const SCENARIOS: &[(&str, Scenario)] = &[
     ("definitions_and_classes_apply_and_invalid_specs_name_the_field", |c| {
         Box::pin(scenarios::validation(c))
     }),
+    ("every_rule_is_enforced_by_the_field_s_name", |c| {
+        Box::pin(validation::every_rule(c))
+    }),
+    ("no_field_of_a_class_is_immutable", |c| Box::pin(validation::changes(c))),
     ("defaults_and_scale_subresource", |c| Box::pin(scenarios::defaults(c))),
     ("a_spec_without_a_model_says_what_to_do", |c| {
         Box::pin(scenarios::model_missing(c))
@@ -33,6 +39,10 @@ const SCENARIOS: [(&str, Scenario); 12] = [
     ("each_platform_gets_its_pool", |c| Box::pin(scenarios::pools(c))),
     ("pods_pass_pod_security_restricted", |c| {
         Box::pin(scenarios::restricted(c))
+    }),
+    ("a_changed_model_changes_the_template", |c| Box::pin(models::changes(c))),
+    ("a_model_volume_that_the_api_server_drops_is_an_error", |c| {
+        Box::pin(models::without_image_volumes(c))
     }),
     ("drift_is_undone_and_foreign_fields_are_not", |c| {
         Box::pin(scenarios::drift(c))
@@ -54,8 +64,8 @@ fn main() -> ExitCode {
     // They share nodes and the operator's counters.
     arguments.test_threads = Some(1);
     if arguments.list {
-        let trials = SCENARIOS.map(|(name, _)| Trial::test(name, || Ok(())));
-        return libtest_mimic::run(&arguments, trials.into()).exit_code();
+        let trials = SCENARIOS.iter().map(|(name, _)| Trial::test(*name, || Ok(())));
+        return libtest_mimic::run(&arguments, trials.collect()).exit_code();
     }
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -73,10 +83,10 @@ fn main() -> ExitCode {
     };
     let handle = runtime.handle().clone();
     let trials = SCENARIOS
-        .into_iter()
+        .iter()
         .map(|(name, scenario)| {
             let handle = handle.clone();
-            Trial::test(name, move || {
+            Trial::test(*name, move || {
                 handle
                     .block_on(scenario(cluster))
                     .map_err(|error| Failed::from(format!("{error:#}")))

@@ -23,7 +23,7 @@ pub type Outcome = Pin<Box<dyn Future<Output = Result<()>>>>;
 
 pub const MODEL: &str = r#"{"image": {"reference": "example.com/bundle:test"}}"#;
 
-fn deployments(cluster: &Cluster, namespace: &str) -> Api<Deployment> {
+pub fn deployments(cluster: &Cluster, namespace: &str) -> Api<Deployment> {
     Api::namespaced(cluster.client.clone(), namespace)
 }
 
@@ -116,7 +116,7 @@ pub async fn validation(cluster: &'static Cluster) -> Result<()> {
             "ok",
             "{model: {}}",
             "spec.model",
-            "exactly one of image and persistentVolumeClaim",
+            "exactly one of image, persistentVolumeClaim and http",
         ),
         (
             "ok",

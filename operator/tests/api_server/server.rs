@@ -78,6 +78,11 @@ fn spawn(folder: &Path, program: &Path, arguments: &[String], environment: &[(&s
 
 impl Cluster {
     pub async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// With further flags for the API server.
+    pub async fn start_with(flags: &[&str]) -> Result<Self> {
         let folder = TempDir::with_prefix("hawkeye-api-server-")?;
         let at = folder.path();
         let (etcd, peer, api, listen) = (port()?, port()?, port()?, port()?);
@@ -101,25 +106,24 @@ impl Cluster {
             ],
             &[],
         )?);
-        guard.0.push(spawn(
-            at,
-            &tools().join("kube-apiserver"),
-            &[
-                flag("etcd-servers", &format!("http://127.0.0.1:{etcd}")),
-                flag("bind-address", "127.0.0.1"),
-                flag("secure-port", &api.to_string()),
-                flag("cert-dir", "certs"),
-                flag("endpoint-reconciler-type", "none"),
-                flag("advertise-address", "192.0.2.1"),
-                flag("service-account-key-file", "sa.key"),
-                flag("service-account-signing-key-file", "sa.key"),
-                flag("service-account-issuer", "https://kubernetes.default.svc"),
-                flag("service-cluster-ip-range", "198.18.0.0/16"),
-                flag("authorization-mode", "RBAC"),
-                flag("token-auth-file", "tokens.csv"),
-            ],
-            &[],
-        )?);
+        let mut arguments = vec![
+            flag("etcd-servers", &format!("http://127.0.0.1:{etcd}")),
+            flag("bind-address", "127.0.0.1"),
+            flag("secure-port", &api.to_string()),
+            flag("cert-dir", "certs"),
+            flag("endpoint-reconciler-type", "none"),
+            flag("advertise-address", "192.0.2.1"),
+            flag("service-account-key-file", "sa.key"),
+            flag("service-account-signing-key-file", "sa.key"),
+            flag("service-account-issuer", "https://kubernetes.default.svc"),
+            flag("service-cluster-ip-range", "198.18.0.0/16"),
+            flag("authorization-mode", "RBAC"),
+            flag("token-auth-file", "tokens.csv"),
+        ];
+        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        guard
+            .0
+            .push(spawn(at, &tools().join("kube-apiserver"), &arguments, &[])?);
         for user in ["admin", "operator"] {
             fs::write(at.join(user), kubeconfig(api, user))?;
         }

@@ -6,7 +6,7 @@ use std::{fs, path::Path, sync::LazyLock};
 
 use hawkeye_crds::{
     classes,
-    v1alpha1::{HardwareClass, HardwareClassSpec, HawkeyeDeploymentSpec, ModelImage, ModelSource},
+    v1alpha1::{HardwareClass, HardwareClassSpec, HawkeyeDeploymentSpec, ModelHttp, ModelImage, ModelSource},
 };
 use hawkeye_operator::{
     controller::{
@@ -81,7 +81,19 @@ pub fn model() -> ModelSource {
             reference: "example.com/bundle:test".into(),
             pull_policy: None,
         }),
-        persistent_volume_claim: None,
+        ..ModelSource::default()
+    }
+}
+
+/// A bundle on a web server.
+pub fn http_model() -> ModelSource {
+    ModelSource {
+        http: Some(ModelHttp {
+            url: "https://example.com/bundle.tar.gz?sign=$(HOME)".into(),
+            sha256: "5f".repeat(32),
+            max_size: "1536Mi".into(),
+        }),
+        ..ModelSource::default()
     }
 }
 

@@ -3,18 +3,17 @@
 use std::collections::BTreeMap;
 
 use hawkeye_crds::v1alpha1::{
-    Device, Dtype, EnvVar, HardwareClassSpec, ModelSource, NodeSelectorRequirement, PullPolicy, SelectorOperator,
-    TaintEffect, Toleration, TolerationOperator,
+    Device, Dtype, EnvVar, HardwareClassSpec, NodeSelectorRequirement, SelectorOperator, TaintEffect, Toleration,
+    TolerationOperator,
 };
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
         core::v1::{
             self as core, Affinity, Capabilities, Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction,
-            ImageVolumeSource, Lifecycle, LifecycleHandler, NodeAffinity, NodeSelector, NodeSelectorTerm,
-            PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-            ResourceRequirements, SeccompProfile, SecurityContext, SleepAction, TopologySpreadConstraint, Volume,
-            VolumeMount,
+            Lifecycle, LifecycleHandler, NodeAffinity, NodeSelector, NodeSelectorTerm, PodSecurityContext, PodSpec,
+            PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecurityContext, SleepAction,
+            TopologySpreadConstraint, Volume, VolumeMount,
         },
     },
     apimachinery::pkg::{
@@ -24,7 +23,11 @@ use k8s_openapi::{
     },
 };
 
-use super::{CLASS_LABEL, Owner, PORT, labels, metadata, pool_name};
+use super::{
+    CLASS_LABEL, Model, Owner, PORT, labels, metadata,
+    model::{self, literal},
+    pool_name,
+};
 use crate::{
     controller::plan::PoolPlan,
     hardware::{Images, memory},
@@ -41,11 +44,9 @@ const DRAIN_SECONDS: i64 = 5;
 const GRACE_SECONDS: i64 = 60;
 /// Revisions kept for `kubectl rollout undo` of a pool.
 const REVISIONS: i32 = 2;
-/// Where the model bundle is mounted.
-const MODELS: &str = "/models";
 
 /// Builds the Deployment of a pool.
-pub fn build(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: &ModelSource) -> Deployment {
+pub fn build(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: Model<'_>) -> Deployment {
     let mut labels = labels(owner.name);
     labels.insert(CLASS_LABEL.to_owned(), pool.class.clone());
     Deployment {
@@ -61,10 +62,7 @@ pub fn build(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: &ModelS
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: Some(labels.clone()),
-                    annotations: Some(BTreeMap::from([(
-                        "kubectl.kubernetes.io/default-container".to_owned(),
-                        "inference".to_owned(),
-                    )])),
+                    annotations: Some(annotations(model)),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(pod(owner, pool, images, model, labels)),
@@ -73,6 +71,14 @@ pub fn build(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: &ModelS
         },
         status: None,
     }
+}
+
+fn annotations(model: Model<'_>) -> BTreeMap<String, String> {
+    let default = (
+        "kubectl.kubernetes.io/default-container".to_owned(),
+        "inference".to_owned(),
+    );
+    model::annotations(model).chain([default]).collect()
 }
 
 /// A pod that waits for a GPU that its predecessor still holds would wait for ever, so GPU pools end a pod before they
@@ -95,9 +101,11 @@ fn pod(
     owner: &Owner<'_>,
     pool: &PoolPlan,
     images: &Images,
-    model: &ModelSource,
+    model: Model<'_>,
     labels: BTreeMap<String, String>,
 ) -> PodSpec {
+    let container = container(owner, pool, images, model);
+    let fetcher = model::fetcher(model.source, &container, fetcher_env(owner, pool));
     PodSpec {
         affinity: Some(Affinity {
             node_affinity: Some(NodeAffinity {
@@ -111,7 +119,8 @@ fn pod(
         // The pods never talk to the API server; every namespace has the account `default`.
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
-        containers: vec![container(owner, pool, images)],
+        init_containers: fetcher.map(|fetcher| vec![fetcher]),
+        containers: vec![container],
         runtime_class_name: pool.spec.runtime_class_name.clone(),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
@@ -137,7 +146,7 @@ fn pod(
             ..TopologySpreadConstraint::default()
         }]),
         volumes: Some(vec![
-            model_volume(model),
+            model::volume(model.source),
             Volume {
                 name: "tmp".to_owned(),
                 empty_dir: Some(EmptyDirVolumeSource {
@@ -151,7 +160,7 @@ fn pod(
     }
 }
 
-fn container(owner: &Owner<'_>, pool: &PoolPlan, images: &Images) -> Container {
+fn container(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: Model<'_>) -> Container {
     let change = owner
         .spec
         .overrides
@@ -167,17 +176,16 @@ fn container(owner: &Owner<'_>, pool: &PoolPlan, images: &Images) -> Container {
         requests.insert(resource.clone(), Quantity("1".to_owned()));
         limits.insert(resource.clone(), Quantity("1".to_owned()));
     }
-    let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
-        name: name.to_owned(),
-        mount_path: path.to_owned(),
-        read_only: read_only.then_some(true),
+    let tmp = VolumeMount {
+        name: "tmp".to_owned(),
+        mount_path: "/tmp".to_owned(),
         ..VolumeMount::default()
     };
     Container {
         name: "inference".to_owned(),
         image: Some(images.of(pool.variant(), owner.spec, change)),
         image_pull_policy: Some(images.pull_policy.as_str().to_owned()),
-        env: Some(env(owner, pool)),
+        env: Some(env(owner, pool, model)),
         ports: Some(vec![ContainerPort {
             name: Some("http".to_owned()),
             container_port: PORT,
@@ -209,13 +217,13 @@ fn container(owner: &Owner<'_>, pool: &PoolPlan, images: &Images) -> Container {
             run_as_non_root: Some(true),
             ..SecurityContext::default()
         }),
-        volume_mounts: Some(vec![mount("models", MODELS, true), mount("tmp", "/tmp", false)]),
+        volume_mounts: Some(vec![model::mount(), tmp]),
         ..Container::default()
     }
 }
 
 /// What the user and the class say first, then what the operator says: a name that both use has the operator's value.
-fn env(owner: &Owner<'_>, pool: &PoolPlan) -> Vec<core::EnvVar> {
+fn env(owner: &Owner<'_>, pool: &PoolPlan, model: Model<'_>) -> Vec<core::EnvVar> {
     let device = match pool.device() {
         Device::Cuda => "cuda",
         Device::Cpu => "cpu",
@@ -226,7 +234,7 @@ fn env(owner: &Owner<'_>, pool: &PoolPlan) -> Vec<core::EnvVar> {
         Dtype::Float32 => "float32",
     };
     let mut own = vec![
-        ("HAWKEYE_BUNDLE", MODELS.to_owned()),
+        ("HAWKEYE_BUNDLE", model::folder(model.source).to_owned()),
         ("OMNIPARSER_HOST", "0.0.0.0".to_owned()),
         ("OMNIPARSER_PORT", PORT.to_string()),
         ("OMNIPARSER_DEVICE", device.to_owned()),
@@ -242,6 +250,15 @@ fn env(owner: &Owner<'_>, pool: &PoolPlan) -> Vec<core::EnvVar> {
         // On a GPU node without labels, where a CPU pod may land, the NVIDIA runtime would show every GPU to every pod.
         own.push(("NVIDIA_VISIBLE_DEVICES", "void".to_owned()));
     }
+    merged(owner, pool, own)
+}
+
+/// For the container that downloads a model: proxies and log settings of the user's are for it, too.
+fn fetcher_env(owner: &Owner<'_>, pool: &PoolPlan) -> Vec<core::EnvVar> {
+    merged(owner, pool, vec![("NVIDIA_VISIBLE_DEVICES", "void".to_owned())])
+}
+
+fn merged(owner: &Owner<'_>, pool: &PoolPlan, own: Vec<(&str, String)>) -> Vec<core::EnvVar> {
     let mut all: Vec<(String, String)> = vec![("HAWKEYE_LOG_FORMAT".to_owned(), "json".to_owned())];
     let change = owner
         .spec
@@ -254,7 +271,7 @@ fn env(owner: &Owner<'_>, pool: &PoolPlan) -> Vec<core::EnvVar> {
         .env
         .iter()
         .chain(said)
-        .map(|var| (var.name.clone(), var.value.clone()));
+        .map(|var| (var.name.clone(), literal(&var.value)));
     for (name, value) in said.chain(own.into_iter().map(|(name, value)| (name.to_owned(), value))) {
         match all.iter_mut().find(|(other, _)| *other == name) {
             Some(entry) => entry.1 = value,
@@ -281,23 +298,6 @@ fn probe(path: &str, period: i32, timeout: i32, failures: i32) -> Probe {
         timeout_seconds: Some(timeout),
         failure_threshold: Some(failures),
         ..Probe::default()
-    }
-}
-
-fn model_volume(model: &ModelSource) -> Volume {
-    Volume {
-        name: "models".to_owned(),
-        image: model.image.as_ref().map(|image| ImageVolumeSource {
-            reference: Some(image.reference.clone()),
-            pull_policy: image.pull_policy.map(PullPolicy::as_str).map(str::to_owned),
-        }),
-        persistent_volume_claim: model.persistent_volume_claim.as_ref().map(|claim| {
-            PersistentVolumeClaimVolumeSource {
-                claim_name: claim.claim_name.clone(),
-                read_only: Some(true),
-            }
-        }),
-        ..Volume::default()
     }
 }
 

@@ -1,15 +1,18 @@
 //! Plan → objects. Pure, and cannot fail: whatever could be wrong was said in the plan.
 
 pub mod deployment;
+pub mod model;
 pub mod service;
 
 use std::collections::BTreeMap;
 
-use hawkeye_crds::v1alpha1::{HawkeyeDeploymentSpec, ModelSource};
+use hawkeye_crds::v1alpha1::HawkeyeDeploymentSpec;
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Service},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
+
+pub use model::Model;
 
 use super::plan::Plan;
 use crate::hardware::Images;
@@ -46,7 +49,8 @@ pub struct Objects {
 }
 
 /// Builds every object of a plan. `model` is the bundle's source, which an accepted plan always has.
-pub fn build(owner: &Owner<'_>, plan: &Plan, images: &Images, model: &ModelSource) -> Objects {
+pub fn build<'a>(owner: &Owner<'_>, plan: &Plan, images: &Images, model: impl Into<Model<'a>>) -> Objects {
+    let model = model.into();
     Objects {
         deployments: plan
             .pools
