@@ -201,14 +201,14 @@ me=system:serviceaccount:hawkeye-system:hawkeye-operator
 can() { "$KUBECTL" auth can-i --quiet --as "$me" --all-namespaces "$@"; }
 for allowed in "list nodes" "watch pods" "watch hawkeyedeployments.hawkeye.bytebot.ai" "list hardwareclasses.hawkeye.bytebot.ai" \
     "patch hawkeyedeployments.hawkeye.bytebot.ai --subresource=status" "create deployments.apps" "delete deployments.apps" \
-    "patch services" "create events.events.k8s.io"; do
+    "patch services" "create events.events.k8s.io" "delete networkpolicies.networking.k8s.io" "patch poddisruptionbudgets.policy"; do
     # shellcheck disable=SC2086
     passes "the operator may $allowed" can $allowed
 done
 for denied in "get secrets" "patch nodes" "create pods" "get pods --subresource=proxy" "create pods --subresource=exec" \
     "patch hawkeyedeployments.hawkeye.bytebot.ai" "delete hawkeyedeployments.hawkeye.bytebot.ai" \
     "patch hardwareclasses.hawkeye.bytebot.ai" "update deployments.apps" "create clusterroles.rbac.authorization.k8s.io" \
-    "create serviceaccounts --subresource=token" "get configmaps"; do
+    "create serviceaccounts --subresource=token" "get configmaps" "delete services" "get nodes" "get pods"; do
     # shellcheck disable=SC2086
     passes "the operator may not $denied" negate can $denied
 done
@@ -276,6 +276,33 @@ done
         .[1].definitions.hardwareClassSpec.properties as $values | .[0] as $crd
         | ($values | keys) == ($crd | keys)
         and ([$values, $crd] | map([.batchSize, .memory, .cpu | .properties | keys]) | .[0] == .[1])'
+
+# In a few namespaces only: the same rights there, and elsewhere none but to read what has no namespace.
+for name in team-a team-b; do "$KUBECTL" create namespace "$name" >/dev/null; done
+passes "upgrade to two namespaces" helm upgrade hawkeye charts/hawkeye --namespace hawkeye-system --reset-values \
+    --set 'watch.namespaces={team-a,team-b}'
+operator | holds "the operator is told its namespaces" '.[0].spec.template.spec.containers[0].env
+    | any(.name == "HAWKEYE_WATCH_NAMESPACES" and .value == "team-a,team-b")'
+there() { "$KUBECTL" auth can-i --quiet --as "$me" "$@"; }
+for right in "create deployments.apps" "patch hawkeyedeployments.hawkeye.bytebot.ai --subresource=status" "list pods" \
+    "watch hawkeyedeployments.hawkeye.bytebot.ai" "patch services" "create events.events.k8s.io" \
+    "delete poddisruptionbudgets.policy" "create networkpolicies.networking.k8s.io"; do
+    # shellcheck disable=SC2086
+    passes "in team-a it may $right" there -n team-a $right
+    # shellcheck disable=SC2086
+    passes "in default it may not $right" negate there -n default $right
+done
+for right in "list nodes" "watch hardwareclasses.hawkeye.bytebot.ai"; do
+    # shellcheck disable=SC2086
+    passes "for the whole cluster it may $right" can $right
+done
+{ "$KUBECTL" get clusterrole hawkeye-operator -o json; "$KUBECTL" -n team-b get role hawkeye-operator -o json; objects manifests/install.yaml |
+    jq 'select(.kind == "ClusterRole" and .metadata.name == "hawkeye-operator")'; } | holds "both roles together are the one of a whole cluster" '
+    (.[0].rules + .[1].rules | sort) == (.[2].rules | sort)'
+refuses "values: a namespace that cannot be" "watch/namespaces" template --set 'watch.namespaces={Team A}'
+passes "back to the whole cluster" helm upgrade hawkeye charts/hawkeye --namespace hawkeye-system --reset-values
+"$KUBECTL" get roles,rolebindings -A -o json | holds "no Role of it is left" '
+    [.[0].items[] | select(.metadata.labels["app.kubernetes.io/part-of"] == "hawkeye")] == []'
 
 # Gone and back again: definitions and what users made stay.
 "$KUBECTL" -n default create -f <(sample_object kept) >/dev/null

@@ -56,6 +56,14 @@ pub struct RunArgs {
     #[arg(long, env = "POD_NAME")]
     pub pod_name: Option<String>,
 
+    /// Namespace of this pod, which the parsers' NetworkPolicies let in
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub pod_namespace: Option<String>,
+
+    /// Namespaces to look after, separated by commas; empty for all
+    #[arg(long, env = "HAWKEYE_WATCH_NAMESPACES", value_delimiter = ',')]
+    pub watch_namespaces: Vec<String>,
+
     /// Reconciles that run at the same time
     #[arg(long, env = "HAWKEYE_CONCURRENCY", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,

@@ -15,6 +15,7 @@ use tokio::{
 
 use crate::{
     controller::{apply::Memory, observe::World, planner::Plans},
+    events::Throttle,
     hardware::{Images, ModelDefaults},
     metrics::Metrics,
 };
@@ -37,12 +38,18 @@ pub struct Context {
     pub images: Images,
     /// What a spec without a model uses.
     pub models: ModelDefaults,
+    /// The namespace that the operator runs in, if it runs in one.
+    pub namespace: Option<String>,
+    /// What of the cluster is not seen, in a sentence.
+    pub blind_spot: Option<String>,
     /// The latest plans.
     pub plans: watch::Receiver<Plans>,
     /// Asks for new plans.
     pub dirty: Arc<Notify>,
     /// Writes events, and aggregates repeats.
     pub recorder: Recorder,
+    /// Holds back events that repeat.
+    pub throttle: Throttle,
     /// What was applied last.
     pub memory: Arc<Memory>,
     /// Waits after failures.

@@ -1,5 +1,11 @@
 //! Events: said once, when the status changes in a way that someone would want to hear of.
 
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
 use hawkeye_crds::v1alpha1::{
     Condition, ConditionStatus, ConditionType, HawkeyeDeployment, HawkeyeDeploymentStatus, PoolStatus,
 };
@@ -8,8 +14,55 @@ use kube::{
     runtime::events::{Event, EventType, Recorder},
 };
 
+use tokio::time::Instant;
+
+use crate::controller::status::shorten;
+
 /// Longest note of an event that the API takes, in bytes.
 const NOTE: usize = 1024;
+
+/// Events of one reason about one object that may follow each other without a wait.
+const BURST: u32 = 3;
+/// After them, one in this time.
+const REFILL: Duration = Duration::from_mins(2);
+
+/// Holds back events that repeat: a pod that comes and goes would otherwise have two written each time. The status says
+/// the same, and the next event that is let through says how things are then.
+#[derive(Debug, Default)]
+pub struct Throttle(Mutex<HashMap<(String, String), Bucket>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tokens: u32,
+    /// When `tokens` was right.
+    since: Instant,
+}
+
+impl Throttle {
+    /// True when an event of this reason about this UID may be published now.
+    pub fn admits(&self, uid: &str, reason: &str, now: Instant) -> bool {
+        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A full bucket says nothing, and those of objects that are gone fill up.
+        buckets.retain(|_, bucket| now.saturating_duration_since(bucket.since) < REFILL * BURST);
+        let bucket = buckets.entry((uid.to_owned(), reason.to_owned())).or_insert(Bucket {
+            tokens: BURST,
+            since: now,
+        });
+        let refilled = (now.saturating_duration_since(bucket.since).as_secs() / REFILL.as_secs()) as u32;
+        if refilled > 0 {
+            bucket.tokens = bucket.tokens.saturating_add(refilled).min(BURST);
+            bucket.since += REFILL * refilled;
+        }
+        if bucket.tokens == 0 {
+            return false;
+        }
+        if bucket.tokens == BURST {
+            bucket.since = now;
+        }
+        bucket.tokens -= 1;
+        true
+    }
+}
 
 /// An event that is to be published.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,10 +162,15 @@ fn shares(pools: &[PoolStatus]) -> Vec<(String, i32)> {
 }
 
 /// Publishes notices. An event that cannot be written is logged and not tried again: the status says the same.
-pub async fn publish(recorder: &Recorder, object: &HawkeyeDeployment, notices: Vec<Notice>) {
+pub async fn publish(recorder: &Recorder, throttle: &Throttle, object: &HawkeyeDeployment, notices: Vec<Notice>) {
     let reference = object.object_ref(&());
+    let uid = object.metadata.uid.as_deref().unwrap_or_default();
     for notice in notices {
-        let mut note = notice.note;
+        if !throttle.admits(uid, &notice.reason, Instant::now()) {
+            tracing::debug!(reason = %notice.reason, "an event that repeats is held back");
+            continue;
+        }
+        let mut note = shorten(&notice.note);
         while note.len() > NOTE {
             note.pop();
         }
@@ -128,7 +186,29 @@ pub async fn publish(recorder: &Recorder, object: &HawkeyeDeployment, notices: V
             secondary: None,
         };
         if let Err(error) = recorder.publish(&event, &reference).await {
-            tracing::warn!(%error, reason = %event.reason, "an event could not be written");
+            tracing::warn!(error = shorten(&error.to_string()), reason = %event.reason, "an event could not be written");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_repeat_are_held_back_for_each_reason_alone() {
+        let (throttle, start) = (Throttle::default(), Instant::now());
+        let admitted = |reason: &str, at: Duration| throttle.admits("uid", reason, start + at);
+        let second = Duration::from_secs(1);
+        let first = (0..60).filter(|n| admitted("Unavailable", second * *n)).count();
+        assert_eq!(first, BURST as usize);
+        assert!(admitted("Available", second * 60));
+        assert!(throttle.admits("other", "Unavailable", start + second * 60));
+        // One for each time that passes, and never more than at first.
+        assert!(admitted("Unavailable", REFILL));
+        assert!(!admitted("Unavailable", REFILL + second));
+        let later = REFILL * 100;
+        let again = (0..60).filter(|n| admitted("Unavailable", later + second * *n)).count();
+        assert_eq!(again, BURST as usize);
     }
 }

@@ -11,4 +11,5 @@ pub mod events;
 pub mod hardware;
 pub mod http;
 pub mod metrics;
+pub mod rules;
 pub mod telemetry;

@@ -1,21 +1,6 @@
 //! `hawkeye-operator run` and `hawkeye-operator crd`.
 //!
-//! Rules that `run` needs; the chart grants exactly these:
-//!
-//! | API group | resources | verbs | scope |
-//! |---|---|---|---|
-//! | core | nodes | get, list, watch | cluster |
-//! | core | pods | list, watch | cluster |
-//! | core | services | get, list, watch, create, patch, delete | cluster |
-//! | apps | deployments | get, list, watch, create, patch, delete | cluster |
-//! | hawkeye.bytebot.ai | hardwareclasses | get, list, watch | cluster |
-//! | hawkeye.bytebot.ai | hardwareclasses/status | patch | cluster |
-//! | hawkeye.bytebot.ai | hawkeyedeployments | get, list, watch | cluster |
-//! | hawkeye.bytebot.ai | hawkeyedeployments/status | patch | cluster |
-//! | hawkeye.bytebot.ai | hawkeyedeployments/finalizers | update | cluster |
-//! | events.k8s.io | events | create, patch | cluster |
-//!
-//! `finalizers` is for clusters that check `blockOwnerDeletion` (OpenShift). No secrets, no wildcard.
+//! The rights that `run` needs are listed in `rules.rs`.
 
 use std::io::Write;
 

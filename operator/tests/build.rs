@@ -34,7 +34,7 @@ fn built<'a>(yaml: &str, model: impl Into<Model<'a>>) -> (Plan, Objects) {
         uid: "0b7d-uid",
         spec: &spec,
     };
-    let objects = build::build(&owner, &plan, &images(), model);
+    let objects = build::build(&owner, &plan, &images(), model, Some("hawkeye-system"));
     (plan, objects)
 }
 

@@ -91,7 +91,7 @@ impl Case {
             uid: "u",
             spec: &spec,
         };
-        let objects = build::build(&owner, &plan, &images(), &model());
+        let objects = build::build(&owner, &plan, &images(), &model(), None);
         let mut applied = Applied {
             service: true,
             ..Applied::default()
@@ -108,6 +108,7 @@ impl Case {
             applied: plan.refused.is_none().then_some(&applied),
             pods: &self.pods,
             image_volume: true,
+            blind_spot: None,
             now: self.now,
         };
         status(&facts, old)
@@ -458,7 +459,7 @@ fn refused_pods_and_a_dropped_volume_are_named() {
 fn a_service_of_someone_else_means_no_endpoint() {
     fn conflict(applied: &mut Applied) {
         applied.service = false;
-        applied.conflicts = BTreeMap::from([("demo".to_owned(), "Service screens/demo exists".to_owned())]);
+        applied.conflicts = BTreeMap::from([("Service demo".to_owned(), "Service screens/demo exists".to_owned())]);
     }
     let status = Case {
         pods: vec![ready("cpu-amd64")],
@@ -475,7 +476,7 @@ fn a_service_of_someone_else_means_no_endpoint() {
 fn a_refusal_of_the_api_server_is_quoted() {
     fn refused(applied: &mut Applied) {
         applied.deployments.clear();
-        applied.refusals = BTreeMap::from([("demo-cpu-amd64".to_owned(), "denied by policy\nx".to_owned())]);
+        applied.refusals = BTreeMap::from([("Deployment demo-cpu-amd64".to_owned(), "denied by policy\nx".to_owned())]);
     }
     let status = Case {
         change: refused,
@@ -492,7 +493,7 @@ fn a_refusal_of_the_api_server_is_quoted() {
 #[test]
 fn long_messages_are_cut() {
     fn long(applied: &mut Applied) {
-        applied.refusals = BTreeMap::from([("demo-cpu-amd64".to_owned(), "ä".repeat(5000))]);
+        applied.refusals = BTreeMap::from([("Deployment demo-cpu-amd64".to_owned(), "ä".repeat(5000))]);
     }
     let status = Case {
         change: long,

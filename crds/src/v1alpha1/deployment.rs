@@ -6,7 +6,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Dtype, HawkeyeDeploymentStatus, ModelSource, Quantity, rules};
+use super::{
+    DisruptionBudgetOptions, Dtype, HawkeyeDeploymentStatus, ModelSource, NetworkPolicyOptions, PodMetadata,
+    PullSecret, Quantity, rules,
+};
 
 /// What to run and where it may run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -85,6 +88,29 @@ pub struct HawkeyeDeploymentSpec {
     #[schemars(extend("maxProperties" = 16))]
     #[x_kube(validation = Rule::new("self.all(name, name.size() <= 20 && name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$'))").message("overrides must be keyed by names of hardware classes: at most 20 characters, lower case letters, digits and '-', starting with a letter"))]
     pub overrides: Option<BTreeMap<String, PoolOverride>>,
+
+    /// Secrets of the same namespace with which the pods' images, and a model in an image, are pulled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[schemars(length(max = 16))]
+    pub image_pull_secrets: Vec<PullSecret>,
+
+    /// PriorityClass of every pod. Left out: the cluster's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub priority_class_name: Option<String>,
+
+    /// Labels and annotations for every pod. A change replaces the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_metadata: Option<PodMetadata>,
+
+    /// How many pods a drain may take away at once. Left out: one, as soon as there are two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disruption_budget: Option<DisruptionBudgetOptions>,
+
+    /// Makes a NetworkPolicy for the pods. Left out: there is none, and the namespace's own policies decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_policy: Option<NetworkPolicyOptions>,
 }
 
 const fn one() -> i32 {

@@ -4,6 +4,7 @@ pub mod conditions;
 pub mod deployment;
 pub mod hardware_class;
 pub mod model;
+pub mod pod_options;
 pub mod quantity;
 mod rules;
 pub mod status;
@@ -18,5 +19,9 @@ pub use hardware_class::{
     TolerationOperator,
 };
 pub use model::{ModelClaim, ModelHttp, ModelImage, ModelSource, PullPolicy};
+pub use pod_options::{
+    DisruptionBudgetOptions, EgressPort, EgressRule, IpBlock, LabelExpression, LabelSelector, NetworkPeer,
+    NetworkPolicyOptions, PodMetadata, Protocol, PullSecret,
+};
 pub use quantity::Quantity;
 pub use status::{HawkeyeDeploymentStatus, PoolStatus};

@@ -1,4 +1,4 @@
-//! Objects → cluster: server-side apply of what differs, then removal of pools that are planned no more.
+//! Objects → cluster: server-side apply of what differs, then removal of what is wanted no more. One way for all kinds.
 //!
 //! An object of a needed name that is not ours is left alone and reported. What is as it should be is not written.
 
@@ -6,13 +6,14 @@ use std::{
     collections::{BTreeMap, HashMap, hash_map::DefaultHasher},
     fmt::Debug,
     hash::{Hash, Hasher},
+    slice,
     sync::{Mutex, PoisonError},
 };
 
 use hawkeye_crds::v1alpha1::Quantity;
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::{apps::v1::Deployment, core::v1::Service},
+    api::{apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget},
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -27,10 +28,14 @@ use crate::error::Error;
 /// What exists of a HawkeyeDeployment's objects as far as the watches know.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// Deployments with our label that are owned by it.
+    /// Its Deployments.
     pub deployments: Vec<Deployment>,
     /// Its Service.
-    pub service: Option<Service>,
+    pub services: Vec<Service>,
+    /// Its PodDisruptionBudget.
+    pub disruption_budgets: Vec<PodDisruptionBudget>,
+    /// Its NetworkPolicy.
+    pub network_policies: Vec<NetworkPolicy>,
 }
 
 /// What the API server acknowledged.
@@ -40,11 +45,20 @@ pub struct Applied {
     pub deployments: BTreeMap<String, Deployment>,
     /// The Service exists and is ours.
     pub service: bool,
-    /// Objects of someone else that stand in the way, by name of the object: a sentence for each.
+    /// Objects of someone else that stand in the way, by [`title`]: a sentence for each.
     pub conflicts: BTreeMap<String, String>,
-    /// Objects that the API server refused, by name of the object: its message for each.
+    /// Objects that the API server refused, by [`title`]: its message for each.
     pub refusals: BTreeMap<String, String>,
 }
+
+/// Kind and name of an object, e.g. `Deployment demo-graviton`.
+pub fn title<K: Resource<DynamicType = ()>>(name: &str) -> String {
+    format!("{} {name}", K::kind(&()))
+}
+
+/// The annotation that holds a hash of what was applied last. By it a field that is wanted no more is told from one that
+/// someone else added.
+pub const APPLIED: &str = "hawkeye.bytebot.ai/applied";
 
 /// Remembers what was applied last, for objects that never look exactly as we write them: a list that someone else added
 /// an element to, or a volume that the API server drops. Their generation says whether they changed since.
@@ -58,7 +72,7 @@ struct Memo {
     labels: u64,
 }
 
-/// Applies every object and removes pools that are planned no more.
+/// Applies every object and removes those that are wanted no more.
 ///
 /// # Errors
 /// When a call fails in a way that another try may mend. What the API server refuses for good is in the result instead.
@@ -69,36 +83,59 @@ pub async fn apply(
     objects: &Objects,
     observed: &Observed,
 ) -> Result<Applied, Error> {
+    let sync = Sync { client, memory, owner };
     let mut applied = Applied::default();
-    let services: Api<Service> = Api::namespaced(client.clone(), owner.namespace);
-    match ensure(&services, memory, owner, &objects.service, observed.service.as_ref()).await? {
-        Outcome::Ours(_) => applied.service = true,
-        Outcome::Conflict(message) => drop(applied.conflicts.insert(owner.name.to_owned(), message)),
-        Outcome::Refused(message) => drop(applied.refusals.insert(owner.name.to_owned(), message)),
-    }
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), owner.namespace);
-    for desired in &objects.deployments {
-        let name = desired.name_any();
-        let existing = observed
-            .deployments
-            .iter()
-            .find(|deployment| deployment.name_any() == name);
-        match ensure(&deployments, memory, owner, desired, existing).await? {
-            Outcome::Ours(deployment) => {
-                let class = desired.labels().get(CLASS_LABEL).cloned().unwrap_or_default();
-                applied.deployments.insert(class, *deployment);
-            }
-            Outcome::Conflict(message) => drop(applied.conflicts.insert(name, message)),
-            Outcome::Refused(message) => drop(applied.refusals.insert(name, message)),
-        }
-    }
-    for orphan in &observed.deployments {
-        let name = orphan.name_any();
-        if objects.deployments.iter().all(|desired| desired.name_any() != name) {
-            prune(&deployments, owner, &name).await?;
-        }
-    }
+    let services = slice::from_ref(&objects.service);
+    applied.service = !sync.kind(services, &observed.services, &mut applied).await?.is_empty();
+    // Before the pods that it is to protect.
+    let policies = objects.network_policy.as_slice();
+    sync.kind(policies, &observed.network_policies, &mut applied).await?;
+    let budgets = objects.disruption_budget.as_slice();
+    sync.kind(budgets, &observed.disruption_budgets, &mut applied).await?;
+    let deployments = sync
+        .kind(&objects.deployments, &observed.deployments, &mut applied)
+        .await?;
+    applied.deployments = deployments
+        .into_iter()
+        .map(|deployment| {
+            (
+                deployment.labels().get(CLASS_LABEL).cloned().unwrap_or_default(),
+                deployment,
+            )
+        })
+        .collect();
     Ok(applied)
+}
+
+/// Brings the objects of one HawkeyeDeployment to what is wanted, kind by kind.
+struct Sync<'a> {
+    client: &'a Client,
+    memory: &'a Memory,
+    owner: &'a Owner<'a>,
+}
+
+impl Sync<'_> {
+    /// Every wanted object of a kind that is ours now.
+    async fn kind<K: Applicable>(&self, wanted: &[K], observed: &[K], applied: &mut Applied) -> Result<Vec<K>, Error> {
+        let api: Api<K> = Api::namespaced(self.client.clone(), self.owner.namespace);
+        let mut ours = Vec::new();
+        for object in wanted {
+            let name = object.name_any();
+            let existing = observed.iter().find(|observed| observed.name_any() == name);
+            match ensure(&api, self.memory, self.owner, object, existing).await? {
+                Outcome::Ours(object) => ours.push(*object),
+                Outcome::Conflict(message) => drop(applied.conflicts.insert(title::<K>(&name), message)),
+                Outcome::Refused(message) => drop(applied.refusals.insert(title::<K>(&name), message)),
+            }
+        }
+        for orphan in observed {
+            let name = orphan.name_any();
+            if wanted.iter().all(|wanted| wanted.name_any() != name) {
+                prune(&api, self.owner, &name).await?;
+            }
+        }
+        Ok(ours)
+    }
 }
 
 enum Outcome<K> {
@@ -114,6 +151,8 @@ trait Applicable:
 
 impl Applicable for Deployment {}
 impl Applicable for Service {}
+impl Applicable for PodDisruptionBudget {}
+impl Applicable for NetworkPolicy {}
 
 async fn ensure<K: Applicable>(
     api: &Api<K>,
@@ -125,6 +164,7 @@ async fn ensure<K: Applicable>(
     let name = desired.name_any();
     let kind = K::kind(&()).into_owned();
     let mut wanted = serde_json::to_value(desired)?;
+    wanted["metadata"]["annotations"][APPLIED] = Value::from(format!("{:016x}", hash(&wanted.to_string())));
     if let Some(observed) = observed.filter(|observed| owned_by(*observed, owner.uid))
         && memory.unchanged(&kind, observed, &wanted)?
     {
@@ -163,11 +203,12 @@ const fn refused(code: u16) -> bool {
     matches!(code, 400 | 403 | 422)
 }
 
-async fn prune(api: &Api<Deployment>, owner: &Owner<'_>, name: &str) -> Result<(), Error> {
+async fn prune<K: Applicable>(api: &Api<K>, owner: &Owner<'_>, name: &str) -> Result<(), Error> {
+    let kind = K::kind(&());
     let live = api
         .get_metadata_opt(name)
         .await
-        .map_err(Error::api(format!("reading Deployment {name}")))?;
+        .map_err(Error::api(format!("reading {kind} {name}")))?;
     let Some(live) = live.filter(|live| owned_by(live, owner.uid) && live.metadata.deletion_timestamp.is_none()) else {
         return Ok(());
     };
@@ -180,13 +221,9 @@ async fn prune(api: &Api<Deployment>, owner: &Owner<'_>, name: &str) -> Result<(
         ..DeleteParams::default()
     };
     match api.delete(name, &params).await {
-        Ok(_) => tracing::info!(
-            namespace = owner.namespace,
-            name,
-            "removed a pool that is planned no more"
-        ),
+        Ok(_) => tracing::info!(%kind, namespace = owner.namespace, name, "removed what is wanted no more"),
         Err(kube::Error::Api(status)) if status.code == 404 => {}
-        Err(source) => return Err(Error::api(format!("deleting Deployment {name}"))(source)),
+        Err(source) => return Err(Error::api(format!("deleting {kind} {name}"))(source)),
     }
     Ok(())
 }

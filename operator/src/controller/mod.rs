@@ -8,5 +8,6 @@ pub mod plan;
 pub mod planner;
 pub mod reconcile;
 pub mod run;
+pub mod scope;
 pub mod starting;
 pub mod status;

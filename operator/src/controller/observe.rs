@@ -1,16 +1,26 @@
 //! What is in the cluster: watched once, decoded down to the fields in use, kept in stores that every step reads.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use hawkeye_crds::v1alpha1::{HardwareClass, HawkeyeDeployment, Quantity, TaintEffect};
 use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::Service},
+    api::{apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use kube::{Resource, core::DeserializeGuard, runtime::reflector::Store};
+use kube::{
+    Resource,
+    core::DeserializeGuard,
+    runtime::reflector::{Store, store::WriterDropped},
+};
 use serde::Deserialize;
 
-use super::build::{CLASS_LABEL, INSTANCE_LABEL, MANAGER};
+use super::{
+    apply::{APPLIED, Observed, owned_by},
+    build::{CLASS_LABEL, INSTANCE_LABEL, MANAGER, Owner},
+};
 use crate::hardware::{ClassIndex, NodeFacts, Taint};
 
 /// A HawkeyeDeployment, or why the stored object does not decode.
@@ -33,6 +43,77 @@ pub struct World {
     pub deployments: Store<Deployment>,
     /// Services that carry our label.
     pub services: Store<Service>,
+    /// PodDisruptionBudgets that carry our label.
+    pub disruption_budgets: Store<PodDisruptionBudget>,
+    /// NetworkPolicies that carry our label.
+    pub network_policies: Store<NetworkPolicy>,
+}
+
+impl World {
+    /// Waits until every store has been filled.
+    ///
+    /// # Errors
+    /// When a watch has ended.
+    pub async fn wait_until_ready(&self) -> Result<(), WriterDropped> {
+        self.hawkeye_deployments.wait_until_ready().await?;
+        self.classes.wait_until_ready().await?;
+        self.nodes.wait_until_ready().await?;
+        self.pods.wait_until_ready().await?;
+        self.deployments.wait_until_ready().await?;
+        self.services.wait_until_ready().await?;
+        self.disruption_budgets.wait_until_ready().await?;
+        self.network_policies.wait_until_ready().await
+    }
+
+    /// What exists of an owner's objects.
+    pub fn observed(&self, owner: &Owner<'_>) -> Observed {
+        Observed {
+            deployments: owned(&self.deployments, owner),
+            services: owned(&self.services, owner),
+            disruption_budgets: owned(&self.disruption_budgets, owner),
+            network_policies: owned(&self.network_policies, owner),
+        }
+    }
+
+    /// UIDs of every object that we made and that still exists.
+    pub fn made(&self) -> HashSet<String> {
+        let mut all = uids(&self.deployments);
+        all.extend(uids(&self.services));
+        all.extend(uids(&self.disruption_budgets));
+        all.extend(uids(&self.network_policies));
+        all
+    }
+}
+
+/// Takes away metadata that nobody reads, in thousands of copies.
+pub fn strip(object: &mut impl Resource) {
+    let meta = object.meta_mut();
+    meta.managed_fields = None;
+    if let Some(annotations) = &mut meta.annotations {
+        annotations.retain(|key, _| key == APPLIED);
+    }
+    meta.annotations.take_if(|annotations| annotations.is_empty());
+}
+
+fn owned<K>(store: &Store<K>, owner: &Owner<'_>) -> Vec<K>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    let found = store.state_filter(|object| {
+        object.meta().namespace.as_deref() == Some(owner.namespace) && owned_by(object, owner.uid)
+    });
+    found.into_iter().map(Arc::unwrap_or_clone).collect()
+}
+
+fn uids<K>(store: &Store<K>) -> HashSet<String>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    store
+        .state()
+        .iter()
+        .filter_map(|object| object.meta().uid.clone())
+        .collect()
 }
 
 /// A node, decoded to the fields in use.

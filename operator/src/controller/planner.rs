@@ -91,12 +91,7 @@ impl Planner {
     /// # Errors
     /// When a watch has ended.
     pub async fn run(mut self) -> Result<(), WriterDropped> {
-        self.world.hawkeye_deployments.wait_until_ready().await?;
-        self.world.classes.wait_until_ready().await?;
-        self.world.nodes.wait_until_ready().await?;
-        self.world.pods.wait_until_ready().await?;
-        self.world.deployments.wait_until_ready().await?;
-        self.world.services.wait_until_ready().await?;
+        self.world.wait_until_ready().await?;
         loop {
             let now = Timestamp::now();
             let end = self.pass(now);
@@ -201,13 +196,7 @@ impl Planner {
     }
 
     fn forget(&self) {
-        let deployments = self.world.deployments.state();
-        let services = self.world.services.state();
-        let living: HashSet<&str> = deployments
-            .iter()
-            .filter_map(|object| object.metadata.uid.as_deref())
-            .chain(services.iter().filter_map(|object| object.metadata.uid.as_deref()))
-            .collect();
-        self.memory.retain(|uid| living.contains(uid));
+        let made = self.world.made();
+        self.memory.retain(|uid| made.contains(uid));
     }
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::{
-    apply::{Applied, Observed, apply, owned_by},
+    apply::{Applied, apply},
     build::{MANAGER, Owner, build},
     observe::{GuardedDeployment, pods_of},
     plan::Plan,
@@ -62,7 +62,7 @@ pub fn error_policy(guarded: Arc<GuardedDeployment>, error: &Error, context: Arc
     let wait = context.backoff.failed(&key);
     context.metrics.failed(error.kind());
     let (namespace, name) = (guarded.namespace().unwrap_or_default(), guarded.name_any());
-    tracing::warn!(%namespace, %name, error = report(error), wait_s = wait.as_secs_f64(), "a reconcile failed");
+    tracing::warn!(%namespace, %name, error = shorten(&report(error)), wait_s = wait.as_secs_f64(), "a reconcile failed");
     Action::requeue(wait)
 }
 
@@ -93,7 +93,7 @@ async fn undecodable(invalid: &InvalidObject, context: &Context) -> Result<Actio
     if !context.invalid.is_new(uid, meta.generation) {
         return Ok(Action::await_change());
     }
-    tracing::warn!(%namespace, %name, error = invalid.error, "a HawkeyeDeployment does not decode");
+    tracing::warn!(%namespace, %name, error = shorten(&invalid.error), "a HawkeyeDeployment does not decode");
     let message = format!(
         "The stored object does not decode: {}. Apply it again as `kubectl explain hkd.spec` describes it. What runs \
          already is left as it is.",
@@ -136,14 +136,14 @@ async fn steps(object: &HawkeyeDeployment, uid: &str, context: &Context) -> Resu
     let model = context.models.of(&object.spec);
     let applied = match model.filter(|_| plan.refused.is_none()) {
         Some(model) => {
-            let objects = build(&owner, &plan, &context.images, model);
+            let objects = build(&owner, &plan, &context.images, model, context.namespace.as_deref());
             Some(
                 apply(
                     &context.client,
                     &context.memory,
                     &owner,
                     &objects,
-                    &observed(&owner, context),
+                    &context.world.observed(&owner),
                 )
                 .await?,
             )
@@ -178,20 +178,6 @@ async fn planned(object: &HawkeyeDeployment, uid: &str, context: &Context) -> Re
     }
 }
 
-fn observed(owner: &Owner<'_>, context: &Context) -> Observed {
-    let deployments = context.world.deployments.state_filter(|deployment| {
-        deployment.metadata.namespace.as_deref() == Some(owner.namespace) && owned_by(deployment, owner.uid)
-    });
-    let service = context.world.services.find(|service| {
-        service.metadata.namespace.as_deref() == Some(owner.namespace)
-            && service.metadata.name.as_deref() == Some(owner.name)
-    });
-    Observed {
-        deployments: deployments.iter().map(|deployment| (**deployment).clone()).collect(),
-        service: service.map(|service| (*service).clone()),
-    }
-}
-
 async fn report_status(
     object: &HawkeyeDeployment,
     owner: &Owner<'_>,
@@ -208,6 +194,7 @@ async fn report_status(
         applied,
         pods: &pods,
         image_volume: context.models.of(owner.spec).is_some_and(|model| model.image.is_some()),
+        blind_spot: context.blind_spot.as_deref(),
         now: &now,
     };
     let new = status(&facts, object.status.as_ref());
@@ -224,7 +211,7 @@ async fn report_status(
     .await?;
     let notices = events::notices(object.status.as_ref(), &new);
     context.metrics.noticed(notices.len());
-    events::publish(&context.recorder, object, notices).await;
+    events::publish(&context.recorder, &context.throttle, object, notices).await;
     Ok(())
 }
 

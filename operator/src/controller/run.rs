@@ -1,6 +1,6 @@
 //! Wiring: client, watches, planner, controller and the HTTP server, until a signal ends them.
 
-use std::{fmt::Debug, pin::pin, sync::Arc, time::Duration};
+use std::{convert::identity, fmt::Debug, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use futures::{
@@ -8,7 +8,9 @@ use futures::{
     channel::mpsc::{UnboundedSender, unbounded},
     future::{self, BoxFuture, FutureExt},
 };
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Service};
+use k8s_openapi::api::{
+    apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget,
+};
 use kube::{
     Api, Client, Config, Resource, ResourceExt,
     client::ClientBuilder,
@@ -18,10 +20,9 @@ use kube::{
         controller::{self, Error as ControllerError},
         events::{Recorder, Reporter},
         reflector::{self, ObjectRef, store::Writer},
-        watcher::{self, Event, watcher},
+        watcher::{self, Event},
     },
 };
-use serde::de::DeserializeOwned;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -35,10 +36,13 @@ use super::{
     observe::{GuardedClass, GuardedDeployment, Node, Pod, World},
     planner::{Planner, Plans},
     reconcile::{error_policy, reconcile},
+    scope::{Events, Scope, source},
+    status::shorten,
 };
 use crate::{
     args::RunArgs,
     context::{Backoff, Context, Reported},
+    events::Throttle,
     hardware::Grace,
     http,
     metrics::Metrics,
@@ -48,7 +52,6 @@ use crate::{
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
 type Trigger = UnboundedSender<ObjectRef<GuardedDeployment>>;
-type Events<K> = watcher::Result<Event<K>>;
 
 /// Runs the operator until SIGTERM or SIGINT.
 ///
@@ -60,16 +63,28 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;
-    tracing::info!(listen = %args.listen, version = env!("CARGO_PKG_VERSION"), "started");
+    let scope = Scope::new(args.watch_namespaces.clone());
+    tracing::info!(listen = %args.listen, version = env!("CARGO_PKG_VERSION"), ?scope, "started");
 
     let dirty = Arc::new(Notify::new());
     let (triggers, triggered) = unbounded();
     let (hawkeye_deployments, deployment_writer) = reflector::store();
-    let (world, watches) = watches(&client, hawkeye_deployments.clone(), &dirty, &triggers, &metrics);
+    let (world, watches) = watches(
+        &client,
+        &scope,
+        hawkeye_deployments.clone(),
+        &dirty,
+        &triggers,
+        &metrics,
+    );
     let memory = Arc::new(Memory::default());
     let (sender, plans) = watch::channel(Plans::default());
     let (indexes, index) = watch::channel(Arc::default());
-    let class_status = class_status::keep(client.clone(), world.classes.clone(), index);
+    let class_status = match scope {
+        Scope::Cluster => class_status::keep(client.clone(), world.classes.clone(), index).boxed(),
+        // Without the right to, and maybe beside another operator that does.
+        Scope::Namespaces(_) => future::pending().boxed(),
+    };
     let planner = Planner {
         world: world.clone(),
         models: args.models(),
@@ -87,10 +102,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
+        throttle: Throttle::default(),
         client: client.clone(),
         world,
         images: args.images(),
         models: args.models(),
+        namespace: args.pod_namespace.clone(),
+        blind_spot: scope.blind_spot(),
         plans: plans.clone(),
         dirty: Arc::clone(&dirty),
         memory,
@@ -100,7 +118,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     });
 
     let (stop, stopped) = watch::channel(false);
-    let main = deployment_stream(&client, deployment_writer, dirty, metrics.clone());
+    let main = deployment_stream(&client, &scope, deployment_writer, dirty, metrics.clone());
     let reconciled = Controller::for_stream(main, hawkeye_deployments)
         .with_config(
             controller::Config::default()
@@ -181,14 +199,13 @@ type ReconcileError = ControllerError<crate::error::Error, watcher::Error>;
 
 fn deployment_stream(
     client: &Client,
+    scope: &Scope,
     writer: Writer<GuardedDeployment>,
     dirty: Arc<Notify>,
     metrics: Metrics,
 ) -> impl Stream<Item = Result<GuardedDeployment, watcher::Error>> + Send + 'static {
-    let api: Api<GuardedDeployment> = Api::all(client.clone());
-    watcher(api, watcher::Config::default().any_semantic())
-        .default_backoff()
-        .modify(strip)
+    scope
+        .events::<GuardedDeployment>(client, &watcher::Config::default().any_semantic(), identity)
         .reflect(writer)
         .inspect_ok(move |_| dirty.notify_one())
         .inspect_err(move |error| failed(error, &metrics))
@@ -198,18 +215,21 @@ fn deployment_stream(
 /// Starts every watch but that of the HawkeyeDeployments, which is the controller's.
 fn watches(
     client: &Client,
+    scope: &Scope,
     hawkeye_deployments: reflector::Store<GuardedDeployment>,
     dirty: &Arc<Notify>,
     triggers: &Trigger,
     metrics: &Metrics,
 ) -> (World, BoxFuture<'static, ()>) {
-    let any = || watcher::Config::default().any_semantic();
-    let ours = || any().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    let any = watcher::Config::default().any_semantic();
+    let ours = any.clone().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
     let (classes, class_writer) = reflector::store();
     let (nodes, node_writer) = reflector::store();
     let (pods, pod_writer) = reflector::store();
     let (deployments, deployment_writer) = reflector::store();
     let (services, service_writer) = reflector::store();
+    let (disruption_budgets, budget_writer) = reflector::store();
+    let (network_policies, policy_writer) = reflector::store();
 
     let on_class = marks(dirty, |class: &GuardedClass| {
         if let Err(invalid) = &class.0 {
@@ -236,14 +256,30 @@ fn watches(
     };
     let on_deployment = sends(triggers, owner_of::<Deployment>);
     let on_service = sends(triggers, owner_of::<Service>);
+    let on_budget = sends(triggers, owner_of::<PodDisruptionBudget>);
+    let on_policy = sends(triggers, owner_of::<NetworkPolicy>);
 
-    let pod_events = events::<Pod>(client, any()).map(|event| event.map(only_relevant));
+    let class_events = source(Api::all(client.clone()), &any, identity);
+    let node_events = source(Api::all(client.clone()), &any, identity);
+    let pod_events = scope.events(client, &any, only_relevant);
     let all: Vec<BoxFuture<'static, ()>> = vec![
-        keep(events(client, any()), class_writer, on_class, metrics),
-        keep(events(client, any()), node_writer, on_node, metrics),
+        keep(class_events, class_writer, on_class, metrics),
+        keep(node_events, node_writer, on_node, metrics),
         keep(pod_events, pod_writer, on_pod, metrics),
-        keep(events(client, ours()), deployment_writer, on_deployment, metrics),
-        keep(events(client, ours()), service_writer, on_service, metrics),
+        keep(
+            scope.events(client, &ours, identity),
+            deployment_writer,
+            on_deployment,
+            metrics,
+        ),
+        keep(
+            scope.events(client, &ours, identity),
+            service_writer,
+            on_service,
+            metrics,
+        ),
+        keep(scope.events(client, &ours, identity), budget_writer, on_budget, metrics),
+        keep(scope.events(client, &ours, identity), policy_writer, on_policy, metrics),
     ];
     let ended = future::select_all(all).map(|_| ()).boxed();
     (
@@ -254,16 +290,11 @@ fn watches(
             pods,
             deployments,
             services,
+            disruption_budgets,
+            network_policies,
         },
         ended,
     )
-}
-
-fn events<K>(client: &Client, config: watcher::Config) -> impl Stream<Item = Events<K>> + Send + 'static
-where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + Sync + 'static,
-{
-    watcher(Api::<K>::all(client.clone()), config)
 }
 
 /// Keeps a store up to date and says what changed.
@@ -278,8 +309,6 @@ where
 {
     let metrics = metrics.clone();
     events
-        .default_backoff()
-        .modify(strip)
         .reflect(writer)
         .for_each(move |event| {
             match event {
@@ -294,14 +323,10 @@ where
 
 fn failed(error: &watcher::Error, metrics: &Metrics) {
     metrics.watch_failed();
-    tracing::warn!(%error, "a watch failed and is started again");
-}
-
-/// Metadata that nobody reads, in thousands of copies.
-fn strip(object: &mut impl Resource) {
-    let meta = object.meta_mut();
-    meta.managed_fields = None;
-    meta.annotations = None;
+    tracing::warn!(
+        error = shorten(&error.to_string()),
+        "a watch failed and is started again"
+    );
 }
 
 /// A pod that does not matter is never kept; one that mattered and no longer does leaves the store.

@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use hawkeye_crds::v1alpha1::{Condition, ConditionType, HawkeyeDeploymentStatus, PoolStatus, Reason};
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, DeploymentStatus},
+    core::v1::Service,
+};
 
 use super::{
-    apply::Applied,
+    apply::{Applied, title},
     build::{self, Owner, pool_name, service::endpoint},
     observe::{ContainerStatus, Pod},
     plan::{Plan, PoolPlan, distribution},
@@ -34,6 +37,8 @@ pub struct Facts<'a> {
     pub pods: &'a [Arc<Pod>],
     /// Its model is an image volume.
     pub image_volume: bool,
+    /// What of the cluster the operator does not see, in a sentence.
+    pub blind_spot: Option<&'a str>,
     /// RFC 3339.
     pub now: &'a str,
 }
@@ -122,13 +127,14 @@ fn pool_status(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, by_class: 
 /// Why a pool with replicas is as it is: the first thing that someone would have to mend.
 fn running(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, pods: &[&Arc<Pod>]) -> (Reason, String) {
     let name = pool_name(facts.owner.name, &pool.class);
-    if let Some(message) = applied.conflicts.get(&name) {
+    let title = title::<Deployment>(&name);
+    if let Some(message) = applied.conflicts.get(&title) {
         return (Reason::NameConflict, format!("{message}."));
     }
-    if let Some(message) = applied.refusals.get(&name) {
+    if let Some(message) = applied.refusals.get(&title) {
         return (
             Reason::ApplyFailed,
-            format!("The API server refused Deployment {name}: {message}"),
+            format!("The API server refused {title}: {message}"),
         );
     }
     let deployment = applied.deployments.get(&pool.class);
@@ -331,7 +337,13 @@ fn placed(facts: &Facts<'_>) -> Verdict {
             );
         }
     }
-    let (reason, message) = facts.plan.placed.clone();
+    let (reason, mut message) = facts.plan.placed.clone();
+    let on_gpus = |pool: &PoolPlan| pool.replicas > 0 && pool.spec.resource.is_some();
+    if let Some(blind_spot) = facts.blind_spot
+        && facts.plan.pools.iter().any(on_gpus)
+    {
+        message.extend([" ", blind_spot]);
+    }
     let good = facts.plan.refused.is_none() && facts.plan.unplaced == 0;
     (good, reason, message)
 }
@@ -340,7 +352,7 @@ fn available(facts: &Facts<'_>, pools: &[PoolStatus], ready: i32) -> Verdict {
     let planned: i32 = pools.iter().map(|pool| pool.replicas).sum();
     let service_conflict = facts
         .applied
-        .and_then(|applied| applied.conflicts.get(facts.owner.name));
+        .and_then(|applied| applied.conflicts.get(&title::<Service>(facts.owner.name)));
     if let Some(message) = service_conflict {
         return (false, Reason::NameConflict, format!("There is no endpoint: {message}."));
     }

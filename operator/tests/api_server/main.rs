@@ -5,6 +5,7 @@
 
 #![allow(missing_docs, clippy::print_stderr, clippy::too_many_lines)]
 
+mod manners;
 mod models;
 mod recognition;
 mod scenarios;
@@ -56,6 +57,18 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     }),
     ("idle_and_after_a_restart_nothing_is_written", |c| {
         Box::pin(scenarios::idle(c))
+    }),
+    ("policy_and_budget_follow_the_spec", |c| {
+        Box::pin(manners::policy_and_budget(c))
+    }),
+    ("options_of_pods_come_and_go", |c| Box::pin(manners::pod_options(c))),
+    ("an_autoscaler_is_not_fought", |c| Box::pin(manners::autoscaler(c))),
+    ("a_flapping_pod_makes_few_events", |c| Box::pin(manners::flapping(c))),
+    ("every_right_is_used_and_none_is_missing", |c| {
+        Box::pin(manners::rights(c))
+    }),
+    ("it_works_with_rights_in_its_namespaces_only", |c| {
+        Box::pin(manners::namespaced(c))
     }),
 ];
 

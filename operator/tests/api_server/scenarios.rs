@@ -103,7 +103,7 @@ pub async fn until_status(
     .await
 }
 
-async fn names(cluster: &Cluster, namespace: &str) -> Result<Vec<String>> {
+pub async fn names(cluster: &Cluster, namespace: &str) -> Result<Vec<String>> {
     let list = deployments(cluster, namespace).list(&ListParams::default()).await?;
     Ok(list.items.iter().map(ResourceExt::name_any).collect())
 }
@@ -173,6 +173,85 @@ pub async fn validation(cluster: &'static Cluster) -> Result<()> {
         ("ok", "{device: Mps}", "spec.device", "\"Auto\", \"Cuda\", \"Cpu\""),
         ("ok", "{device: Cpu, dtype: Float16}", "spec.dtype", "device is Cpu"),
         ("ok", "{image: ''}", "spec.image", "at least 1"),
+        ("ok", "{priorityClassName: 'a b'}", "spec.priorityClassName", "match"),
+        (
+            "ok",
+            "{imagePullSecrets: [{name: a/b}]}",
+            "imagePullSecrets[0].name",
+            "match",
+        ),
+        (
+            "ok",
+            "{imagePullSecrets: [{name: a}, {name: a}]}",
+            "spec.imagePullSecrets[1]",
+            "Duplicate",
+        ),
+        (
+            "ok",
+            "{podMetadata: {labels: {app.kubernetes.io/instance: other}}}",
+            "spec.podMetadata.labels",
+            "must not set",
+        ),
+        (
+            "ok",
+            "{podMetadata: {labels: {pod-template-hash: x}}}",
+            "spec.podMetadata.labels",
+            "must not set",
+        ),
+        (
+            "ok",
+            "{podMetadata: {labels: {team: 'a b'}}}",
+            "spec.podMetadata.labels",
+            "match",
+        ),
+        (
+            "ok",
+            "{podMetadata: {annotations: {hawkeye.bytebot.ai/applied: x}}}",
+            "spec.podMetadata.annotations",
+            "must not set",
+        ),
+        (
+            "ok",
+            "{disruptionBudget: {maxUnavailable: 0}}",
+            "spec.disruptionBudget.maxUnavailable",
+            "greater than or equal to 1",
+        ),
+        (
+            "ok",
+            "{networkPolicy: {from: [{}]}}",
+            "spec.networkPolicy.from[0]",
+            "either ipBlock or",
+        ),
+        (
+            "ok",
+            "{networkPolicy: {from: [{podSelector: {}, ipBlock: {cidr: 10.0.0.0/8}}]}}",
+            "spec.networkPolicy.from[0]",
+            "either ipBlock or",
+        ),
+        (
+            "ok",
+            "{networkPolicy: {egress: [{to: [{ipBlock: {cidr: 10.0.0.0}}]}]}}",
+            "egress[0].to[0].ipBlock.cidr",
+            "range of addresses",
+        ),
+        (
+            "ok",
+            "{networkPolicy: {from: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}]}}",
+            "from[0].ipBlock.except",
+            "within cidr",
+        ),
+        (
+            "ok",
+            "{networkPolicy: {from: [{podSelector: {matchExpressions: [{key: a, operator: In}]}}]}}",
+            "matchExpressions[0].values",
+            "values must be given",
+        ),
+        (
+            "ok",
+            "{networkPolicy: {egress: [{ports: [{port: 0}]}]}}",
+            "egress[0].ports[0].port",
+            "greater than or equal to 1",
+        ),
     ] {
         let Err(error) = create(cluster, "validation", name, spec, true).await else {
             bail!("{name} {spec} was taken");
@@ -186,6 +265,9 @@ pub async fn validation(cluster: &'static Cluster) -> Result<()> {
         "{overrides: {cpu-amd64: {cpu: 2, memory: 256Mi, env: [{name: RUST_LOG, value: debug}]}}}",
         "{classes: [cpu-amd64], overrides: {cpu-amd64: {cpu: 0.5, dtype: BFloat16}}}",
         "{device: Cuda, dtype: Float16, fallback: Deny, model: {persistentVolumeClaim: {claimName: m}}}",
+        "{networkPolicy: {}, disruptionBudget: {}, podMetadata: {}, imagePullSecrets: []}",
+        "{networkPolicy: {from: [], egress: [{to: [{ipBlock: {cidr: 'fd00::/8', except: ['fd00:1::/32']}}]}]}}",
+        "{podMetadata: {labels: {team: vision, example.com/empty: ''}, annotations: {a.b/c: \"1\\n2\"}}}",
     ] {
         // A float is neither an integer nor a string.
         let taken = create(cluster, "validation", "ok", spec, true).await;

@@ -1,6 +1,7 @@
 //! One etcd, one kube-apiserver, one operator; ended together.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     net::TcpListener,
     path::{Path, PathBuf},
@@ -11,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use hawkeye_crds::{classes, crd, v1alpha1::HardwareClass};
+use hawkeye_operator::rules::RULES;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
     Api, Client, Config,
@@ -88,8 +90,9 @@ impl Cluster {
         let (etcd, peer, api, listen) = (port()?, port()?, port()?, port()?);
         fs::write(
             at.join("tokens.csv"),
-            "admin,admin,admin,system:masters\noperator,operator,operator\n",
+            "admin,admin,admin,system:masters\noperator,operator,operator\nscoped,scoped,scoped\n",
         )?;
+        fs::write(at.join("audit.json"), audit_policy())?;
         key(at)?;
         let mut guard = Guard(Vec::new());
         let flag = |name: &str, value: &str| format!("--{name}={value}");
@@ -119,12 +122,14 @@ impl Cluster {
             flag("service-cluster-ip-range", "198.18.0.0/16"),
             flag("authorization-mode", "RBAC"),
             flag("token-auth-file", "tokens.csv"),
+            flag("audit-policy-file", "audit.json"),
+            flag("audit-log-path", "audit.log"),
         ];
         arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
         guard
             .0
             .push(spawn(at, &tools().join("kube-apiserver"), &arguments, &[])?);
-        for user in ["admin", "operator"] {
+        for user in ["admin", "operator", "scoped"] {
             fs::write(at.join(user), kubeconfig(api, user))?;
         }
         let client = client(&at.join("admin")).await?;
@@ -149,12 +154,19 @@ impl Cluster {
     }
 
     pub async fn start_operator(&self) -> Result<()> {
+        self.start_operator_as("operator", "").await
+    }
+
+    /// Starts it as this user, for these namespaces.
+    pub async fn start_operator_as(&self, user: &str, namespaces: &str) -> Result<()> {
         let operator = spawn(
             self.folder.path(),
             Path::new(env!("CARGO_BIN_EXE_hawkeye-operator")),
             &["run".to_owned()],
             &[
-                ("KUBECONFIG", self.folder.path().join("operator").display().to_string()),
+                ("KUBECONFIG", self.folder.path().join(user).display().to_string()),
+                ("HAWKEYE_WATCH_NAMESPACES", namespaces.to_owned()),
+                ("POD_NAMESPACE", "hawkeye-system".to_owned()),
                 ("HAWKEYE_LISTEN", format!("127.0.0.1:{}", self.listen)),
                 ("HAWKEYE_LOG_FORMAT", "text".to_owned()),
                 // Long enough for a restart, short enough to wait for.
@@ -179,6 +191,31 @@ impl Cluster {
 
     pub fn operator_log(&self) -> String {
         fs::read_to_string(self.folder.path().join("hawkeye-operator.log")).unwrap_or_default()
+    }
+
+    /// What the operator asked of the API server so far: `verb group resource`, and the code that it was answered with.
+    pub fn requests(&self) -> Result<BTreeSet<(String, u64)>> {
+        let text = fs::read_to_string(self.folder.path().join("audit.log"))?;
+        let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        // The last line may be half written.
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        Ok(lines
+            .filter(|line| line["user"]["username"] == "operator")
+            .flat_map(|line| {
+                let object = &line["objectRef"];
+                let resource = match object["subresource"].as_str() {
+                    Some(subresource) => format!("{}/{subresource}", word(&object["resource"])),
+                    None => word(&object["resource"]),
+                };
+                let code = line["responseStatus"]["code"].as_u64().unwrap_or_default();
+                let verb = word(&line["verb"]);
+                // Server-side apply of a new object needs the right to create it as well.
+                let create = (verb == "patch" && code == 201).then(|| "create".to_owned());
+                let rest = format!("{} {resource}", word(&object["apiGroup"]));
+                let verbs = std::iter::once(verb).chain(create);
+                verbs.map(|verb| (format!("{verb} {rest}"), code)).collect::<Vec<_>>()
+            })
+            .collect())
     }
 
     /// Requests of the operator that write, by its own count.
@@ -275,6 +312,14 @@ async fn client(path: &Path) -> Result<Client> {
     )?)
 }
 
+fn audit_policy() -> String {
+    json!({
+        "apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"],
+        "rules": [{"level": "Metadata", "users": ["operator"]}, {"level": "None"}],
+    })
+    .to_string()
+}
+
 /// Definitions, classes, and the rights that the operator's documentation lists.
 async fn install(client: &Client) -> Result<()> {
     let params = PatchParams::apply("test");
@@ -306,19 +351,10 @@ async fn install(client: &Client) -> Result<()> {
             .await
             .with_context(|| name)?;
     }
-    let write = json!(["get", "list", "watch", "create", "patch", "delete"]);
-    let rules = json!([
-        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
-        {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-        {"apiGroups": [""], "resources": ["services"], "verbs": write},
-        {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": write},
-        {"apiGroups": ["hawkeye.bytebot.ai"], "resources": ["hardwareclasses", "hawkeyedeployments"],
-         "verbs": ["get", "list", "watch"]},
-        {"apiGroups": ["hawkeye.bytebot.ai"], "resources": ["hawkeyedeployments/status", "hardwareclasses/status"],
-         "verbs": ["patch"]},
-        {"apiGroups": ["hawkeye.bytebot.ai"], "resources": ["hawkeyedeployments/finalizers"], "verbs": ["update"]},
-        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
-    ]);
+    let rules: Vec<Value> = RULES
+        .iter()
+        .map(|rule| json!({"apiGroups": [rule.group], "resources": [rule.resource], "verbs": rule.verbs}))
+        .collect();
     let rbac = "/apis/rbac.authorization.k8s.io/v1";
     create(
         client,

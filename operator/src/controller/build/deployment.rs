@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hawkeye_crds::v1alpha1::{
-    Device, Dtype, EnvVar, HardwareClassSpec, NodeSelectorRequirement, SelectorOperator, TaintEffect, Toleration,
+    Device, Dtype, EnvVar, HardwareClassSpec, NodeSelectorRequirement, PullSecret, TaintEffect, Toleration,
     TolerationOperator,
 };
 use k8s_openapi::{
@@ -60,25 +60,13 @@ pub fn build(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: Model<'
             },
             strategy: Some(strategy(pool.device())),
             template: PodTemplateSpec {
-                metadata: Some(ObjectMeta {
-                    labels: Some(labels.clone()),
-                    annotations: Some(annotations(model)),
-                    ..ObjectMeta::default()
-                }),
+                metadata: Some(pod_metadata(owner, model, &labels)),
                 spec: Some(pod(owner, pool, images, model, labels)),
             },
             ..DeploymentSpec::default()
         },
         status: None,
     }
-}
-
-fn annotations(model: Model<'_>) -> BTreeMap<String, String> {
-    let default = (
-        "kubectl.kubernetes.io/default-container".to_owned(),
-        "inference".to_owned(),
-    );
-    model::annotations(model).chain([default]).collect()
 }
 
 /// A pod that waits for a GPU that its predecessor still holds would wait for ever, so GPU pools end a pod before they
@@ -95,6 +83,34 @@ fn strategy(device: Device) -> DeploymentStrategy {
             max_unavailable: Some(IntOrString::Int(unavailable)),
         }),
     }
+}
+
+/// What the user says about every pod, and the operator's own, which the schema keeps apart; were a reserved label to get
+/// past it, the operator's would win.
+fn pod_metadata(owner: &Owner<'_>, model: Model<'_>, own: &BTreeMap<String, String>) -> ObjectMeta {
+    let said = owner.spec.pod_metadata.clone().unwrap_or_default();
+    let mut labels = said.labels;
+    labels.extend(own.clone());
+    let container = (
+        "kubectl.kubernetes.io/default-container".to_owned(),
+        "inference".to_owned(),
+    );
+    let mut annotations = BTreeMap::from([container]);
+    annotations.extend(said.annotations);
+    annotations.extend(model::annotations(model));
+    ObjectMeta {
+        labels: Some(labels),
+        annotations: Some(annotations),
+        ..ObjectMeta::default()
+    }
+}
+
+fn pull_secrets(owner: &Owner<'_>) -> Option<Vec<core::LocalObjectReference>> {
+    let secrets = &owner.spec.image_pull_secrets;
+    let reference = |secret: &PullSecret| core::LocalObjectReference {
+        name: secret.name.clone(),
+    };
+    (!secrets.is_empty()).then(|| secrets.iter().map(reference).collect())
 }
 
 fn pod(
@@ -121,6 +137,8 @@ fn pod(
         enable_service_links: Some(false),
         init_containers: fetcher.map(|fetcher| vec![fetcher]),
         containers: vec![container],
+        image_pull_secrets: pull_secrets(owner),
+        priority_class_name: owner.spec.priority_class_name.clone(),
         runtime_class_name: pool.spec.runtime_class_name.clone(),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
@@ -322,13 +340,7 @@ pub fn node_terms(class: &HardwareClassSpec) -> Vec<NodeSelectorTerm> {
 }
 
 fn requirement(requirement: &NodeSelectorRequirement) -> core::NodeSelectorRequirement {
-    let operator = match requirement.operator {
-        SelectorOperator::In => "In",
-        SelectorOperator::NotIn => "NotIn",
-        SelectorOperator::Exists => "Exists",
-        SelectorOperator::DoesNotExist => "DoesNotExist",
-    };
-    expression(&requirement.key, operator, &requirement.values)
+    expression(&requirement.key, requirement.operator.as_str(), &requirement.values)
 }
 
 fn expression(key: &str, operator: &str, values: &[String]) -> core::NodeSelectorRequirement {

@@ -1,14 +1,16 @@
 //! Plan → objects. Pure, and cannot fail: whatever could be wrong was said in the plan.
 
 pub mod deployment;
+pub mod disruption_budget;
 pub mod model;
+pub mod network_policy;
 pub mod service;
 
 use std::collections::BTreeMap;
 
 use hawkeye_crds::v1alpha1::HawkeyeDeploymentSpec;
 use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::Service},
+    api::{apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 
@@ -46,10 +48,21 @@ pub struct Objects {
     pub deployments: Vec<Deployment>,
     /// The one endpoint.
     pub service: Service,
+    /// None for fewer than two pods, or when the spec turns it off.
+    pub disruption_budget: Option<PodDisruptionBudget>,
+    /// None unless the spec asks for it.
+    pub network_policy: Option<NetworkPolicy>,
 }
 
-/// Builds every object of a plan. `model` is the bundle's source, which an accepted plan always has.
-pub fn build<'a>(owner: &Owner<'_>, plan: &Plan, images: &Images, model: impl Into<Model<'a>>) -> Objects {
+/// Builds every object of a plan. `model` is the bundle's source, which an accepted plan always has; `operator` is the
+/// namespace that the operator runs in, if it runs in one.
+pub fn build<'a>(
+    owner: &Owner<'_>,
+    plan: &Plan,
+    images: &Images,
+    model: impl Into<Model<'a>>,
+    operator: Option<&str>,
+) -> Objects {
     let model = model.into();
     Objects {
         deployments: plan
@@ -59,6 +72,8 @@ pub fn build<'a>(owner: &Owner<'_>, plan: &Plan, images: &Images, model: impl In
             .map(|pool| deployment::build(owner, pool, images, model))
             .collect(),
         service: service::build(owner),
+        disruption_budget: disruption_budget::build(owner, plan),
+        network_policy: network_policy::build(owner, model.source, operator),
     }
 }
 
