@@ -118,6 +118,14 @@ refuses "values: no service account at all" "serviceAccount.name is needed" temp
 refuses "values: the CRD chart has none" "additional propert" helm template crds charts/hawkeye-crds --set keep=false
 refuses "an old cluster" "incompatible with Kubernetes" template --kube-version 1.32.0
 
+# What the Prometheus operator reads is rendered only where it can be read.
+for kind in serviceMonitor podMonitor; do
+    refuses "metrics.$kind without its definitions" "metrics.$kind.enabled needs the definitions" template --set "metrics.$kind.enabled=true"
+done
+refuses "a ServiceMonitor without its Service" "needs metrics.service.enabled" template --api-versions monitoring.coreos.com/v1 \
+    --set metrics.serviceMonitor.enabled=true --set metrics.service.enabled=false
+refuses "values: an interval that is none" "interval" template --set metrics.podMonitor.interval=often
+
 # --- with an API server -----------------------------------------------------------------------------------------------
 
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
@@ -277,10 +285,40 @@ done
         | ($values | keys) == ($crd | keys)
         and ([$values, $crd] | map([.batchSize, .memory, .cpu | .properties | keys]) | .[0] == .[1])'
 
+# Monitors, once the definitions of the Prometheus operator are there; here they know the fields that are used.
+monitor_crd() { # KIND plural SPEC_SCHEMA
+    jq -n --arg kind "$1" --arg plural "$2" --argjson spec "$3" '{apiVersion: "apiextensions.k8s.io/v1", kind: "CustomResourceDefinition",
+        metadata: {name: "\($plural).monitoring.coreos.com"}, spec: {group: "monitoring.coreos.com", scope: "Namespaced",
+            names: {kind: $kind, plural: $plural}, versions: [{name: "v1", served: true, storage: true, schema: {openAPIV3Schema:
+                {type: "object", properties: {spec: {type: "object", properties: $spec}}}}}]}}'
+}
+strings='{"type": "array", "items": {"type": "string"}}'
+endpoints='{"type": "array", "items": {"type": "object", "properties": {"port": {"type": "string"}, "path": {"type": "string"}, "interval": {"type": "string"}}}}'
+selectors='"selector": {"type": "object", "properties": {"matchLabels": {"type": "object", "additionalProperties": {"type": "string"}}}},
+    "namespaceSelector": {"type": "object", "properties": {"any": {"type": "boolean"}, "matchNames": '$strings'}}'
+{ monitor_crd ServiceMonitor servicemonitors "{$selectors, \"endpoints\": $endpoints}"
+    monitor_crd PodMonitor podmonitors "{$selectors, \"podTargetLabels\": $strings, \"podMetricsEndpoints\": $endpoints}"; } |
+    "$KUBECTL" create -f - >/dev/null
+"$KUBECTL" wait --for=condition=Established --timeout=30s crd/servicemonitors.monitoring.coreos.com crd/podmonitors.monitoring.coreos.com >/dev/null
+passes "upgrade with monitors and dashboard" helm upgrade hawkeye charts/hawkeye --namespace hawkeye-system --reset-values \
+    --set metrics.serviceMonitor.enabled=true --set metrics.serviceMonitor.labels.release=prometheus \
+    --set metrics.podMonitor.enabled=true --set metrics.podMonitor.interval=1m --set metrics.dashboard.enabled=true
+monitor() { "$KUBECTL" -n hawkeye-system get "$1" "$2" -o json; }
+{ monitor servicemonitor hawkeye-operator; monitor service hawkeye-operator-metrics; } | holds "the ServiceMonitor selects the operator's Service and port" '
+    .[0].spec.selector.matchLabels as $wanted | .[1].metadata.labels as $labels | .[0].metadata.labels.release == "prometheus"
+    and ($wanted | to_entries | all($labels[.key] == .value)) and .[0].spec.endpoints[0].port == .[1].spec.ports[0].name'
+monitor podmonitor hawkeye-inference | holds "the PodMonitor selects parsers everywhere" '
+    .[0].spec | .namespaceSelector == {any: true} and .podMetricsEndpoints == [{port: "http", path: "/metrics", interval: "1m"}]
+    and .selector.matchLabels == {"app.kubernetes.io/name": "hawkeye-inference", "app.kubernetes.io/managed-by": "hawkeye-operator"}'
+monitor configmap hawkeye-dashboard | holds "the dashboard is JSON, labelled for Grafana's sidecar" '
+    .[0].metadata.labels.grafana_dashboard == "1" and (.[0].data["hawkeye.json"] | fromjson | .uid == "hawkeye")'
+
 # In a few namespaces only: the same rights there, and elsewhere none but to read what has no namespace.
 for name in team-a team-b; do "$KUBECTL" create namespace "$name" >/dev/null; done
 passes "upgrade to two namespaces" helm upgrade hawkeye charts/hawkeye --namespace hawkeye-system --reset-values \
-    --set 'watch.namespaces={team-a,team-b}'
+    --set 'watch.namespaces={team-a,team-b}' --set metrics.podMonitor.enabled=true
+monitor podmonitor hawkeye-inference | holds "the PodMonitor looks where the operator does" \
+    '.[0].spec.namespaceSelector == {matchNames: ["team-a", "team-b"]}'
 operator | holds "the operator is told its namespaces" '.[0].spec.template.spec.containers[0].env
     | any(.name == "HAWKEYE_WATCH_NAMESPACES" and .value == "team-a,team-b")'
 there() { "$KUBECTL" auth can-i --quiet --as "$me" "$@"; }
@@ -302,6 +340,9 @@ done
 refuses "values: a namespace that cannot be" "watch/namespaces" template --set 'watch.namespaces={Team A}'
 passes "back to the whole cluster" helm upgrade hawkeye charts/hawkeye --namespace hawkeye-system --reset-values
 "$KUBECTL" get roles,rolebindings -A -o json | holds "no Role of it is left" '
+    [.[0].items[] | select(.metadata.labels["app.kubernetes.io/part-of"] == "hawkeye")] == []'
+
+"$KUBECTL" -n hawkeye-system get servicemonitors,podmonitors,configmaps -o json | holds "no monitor or dashboard is left" '
     [.[0].items[] | select(.metadata.labels["app.kubernetes.io/part-of"] == "hawkeye")] == []'
 
 # Gone and back again: definitions and what users made stay.

@@ -13,6 +13,7 @@ mod flow;
 mod idle;
 mod install;
 mod models;
+mod manners;
 mod platforms;
 mod support;
 
@@ -81,6 +82,9 @@ fn main() -> ExitCode {
         changes::a_foreign_object_of_the_same_name_is_left_alone,
         changes::what_others_change_is_put_right,
         changes::a_missing_model_is_explained,
+        manners::an_update_interrupts_no_request,
+        manners::an_autoscaler_is_let_do_its_work,
+        manners::a_drain_takes_one_pod_at_a_time,
         idle::two_idle_minutes_write_nothing_but_the_lease,
         install::removal_keeps_definitions_and_objects,
     ];
