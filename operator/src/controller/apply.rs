@@ -57,7 +57,7 @@ pub fn title<K: Resource<DynamicType = ()>>(name: &str) -> String {
 }
 
 /// The annotation that holds a hash of what was applied last. By it a field that is wanted no more is told from one that
-/// someone else added.
+/// someone else added. Should the hash come out differently in another release, every object is written once.
 pub const APPLIED: &str = "hawkeye.bytebot.ai/applied";
 
 /// Remembers what was applied last, for objects that never look exactly as we write them: a list that someone else added
@@ -83,16 +83,19 @@ pub async fn apply(
     objects: &Objects,
     observed: &Observed,
 ) -> Result<Applied, Error> {
-    let sync = Sync { client, memory, owner };
+    let writer = Writer { client, memory, owner };
     let mut applied = Applied::default();
     let services = slice::from_ref(&objects.service);
-    applied.service = !sync.kind(services, &observed.services, &mut applied).await?.is_empty();
+    applied.service = !writer
+        .kind(services, &observed.services, &mut applied)
+        .await?
+        .is_empty();
     // Before the pods that it is to protect.
     let policies = objects.network_policy.as_slice();
-    sync.kind(policies, &observed.network_policies, &mut applied).await?;
+    writer.kind(policies, &observed.network_policies, &mut applied).await?;
     let budgets = objects.disruption_budget.as_slice();
-    sync.kind(budgets, &observed.disruption_budgets, &mut applied).await?;
-    let deployments = sync
+    writer.kind(budgets, &observed.disruption_budgets, &mut applied).await?;
+    let deployments = writer
         .kind(&objects.deployments, &observed.deployments, &mut applied)
         .await?;
     applied.deployments = deployments
@@ -108,13 +111,13 @@ pub async fn apply(
 }
 
 /// Brings the objects of one HawkeyeDeployment to what is wanted, kind by kind.
-struct Sync<'a> {
+struct Writer<'a> {
     client: &'a Client,
     memory: &'a Memory,
     owner: &'a Owner<'a>,
 }
 
-impl Sync<'_> {
+impl Writer<'_> {
     /// Every wanted object of a kind that is ours now.
     async fn kind<K: Applicable>(&self, wanted: &[K], observed: &[K], applied: &mut Applied) -> Result<Vec<K>, Error> {
         let api: Api<K> = Api::namespaced(self.client.clone(), self.owner.namespace);
