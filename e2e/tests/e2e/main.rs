@@ -12,8 +12,8 @@ mod conditions;
 mod flow;
 mod idle;
 mod install;
-mod models;
 mod manners;
+mod models;
 mod platforms;
 mod support;
 
