@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::{
-    scenarios::{MODEL, create, namespace, nodes, parsers, until_status},
+    scenarios::{MODEL, create, deployments, namespace, nodes, parsers, until_status},
     server::{Cluster, wait},
 };
 
@@ -49,6 +49,16 @@ pub async fn grace(cluster: &'static Cluster) -> Result<()> {
     pods.create(&PostParams::default(), &bound_pod()?).await?;
     until_status(cluster, "grace", "demo", "its pod", |status| status.replicas == 1).await?;
 
+    // No pod is rolled or moved in all that follows: the Deployment stays as it was made.
+    let untouched = async || {
+        let made = deployments(cluster, "grace").get("demo-dgx-spark").await?;
+        ensure!(
+            made.metadata.generation == Some(1),
+            "the pool was changed: {:?}",
+            made.spec
+        );
+        anyhow::Ok(())
+    };
     let all: Api<Node> = Api::all(cluster.client.clone());
     let name = "gfd-gb10-oem";
     let labels = all.get(name).await?.metadata.labels.unwrap_or_default();
@@ -65,11 +75,18 @@ pub async fn grace(cluster: &'static Cluster) -> Result<()> {
         status.pool_summary.as_deref() == Some("dgx-spark 0/1") && placed(status).contains(lost)
     };
     let before = until_status(cluster, "grace", "demo", "what it makes of lost labels", keeps).await?;
-    // Nothing is written while nothing changes.
+    // The node counts as one of its class, which is written with a delay. Then nothing is, while nothing changes.
+    let classes: Api<HardwareClass> = Api::all(cluster.client.clone());
+    wait("the class to have its node", async || {
+        let status = classes.get("dgx-spark").await?.status;
+        Ok(status.filter(|status| status.nodes == 1))
+    })
+    .await?;
     sleep(Duration::from_secs(2)).await;
     let writes = cluster.writes().await?;
     sleep(Duration::from_secs(3)).await;
     ensure!(cluster.writes().await? == writes, "it writes during the grace");
+    untouched().await?;
 
     // A new operator knows it from the pod.
     cluster.kill_operator();
@@ -84,6 +101,7 @@ pub async fn grace(cluster: &'static Cluster) -> Result<()> {
         status.pool_summary.as_deref() == Some("dgx-spark 0/1, cuda-arm64 0/1") && !placed(status).contains(lost)
     })
     .await?;
+    untouched().await?;
 
     parsers(cluster, "grace")
         .delete("demo", &DeleteParams::default())

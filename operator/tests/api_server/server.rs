@@ -170,7 +170,7 @@ impl Cluster {
                 ("HAWKEYE_LISTEN", format!("127.0.0.1:{}", self.listen)),
                 ("HAWKEYE_LOG_FORMAT", "text".to_owned()),
                 // Long enough for a restart, short enough to wait for.
-                ("HAWKEYE_LABEL_GRACE", "20s".to_owned()),
+                ("HAWKEYE_LABEL_GRACE", "30s".to_owned()),
                 ("HAWKEYE_IMAGE_CPU", "example.com/test:cpu".to_owned()),
                 ("HAWKEYE_IMAGE_CUDA", "example.com/test:cuda".to_owned()),
             ],
