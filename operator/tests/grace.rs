@@ -6,10 +6,10 @@ mod common;
 
 use std::time::Duration;
 
-use common::{bare, built_in, models, node, offering, shares, spec};
+use common::{bare, built_in, node, offering, plan_at, shares, spec};
 use hawkeye_crds::v1alpha1::{Arch, HardwareClass, SelectorOperator};
 use hawkeye_operator::{
-    controller::plan::{Held, Plan, Request, plan_all},
+    controller::plan::{Held, Plan, Request},
     hardware::{ClassIndex, Grace, NodeFacts, classify::by_priority, describe, grace::GRACE},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -56,15 +56,13 @@ fn stripped(node: &NodeFacts) -> NodeFacts {
 fn plan(yaml: &str, index: &ClassIndex, held: &[(&str, u32)]) -> Plan {
     let spec = spec(yaml);
     let request = Request {
-        uid: "u",
-        created: "2026-01-01T00:00:00Z",
-        spec: &spec,
         held: held
             .iter()
             .map(|(class, pods)| ((*class).to_owned(), *pods))
             .collect::<Held>(),
+        ..Request::new("u", "2026-01-01T00:00:00Z", &spec)
     };
-    plan_all(&[request], index, &models()).remove("u").unwrap()
+    plan_at(request, index, at(0))
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{bare, built_in, index, models, node, offering, plan, shares, spec};
+use common::{bare, built_in, index, models, node, now, offering, plan, plan_at, shares, spec};
 use hawkeye_crds::v1alpha1::{Dtype, Reason};
 use hawkeye_operator::{
     controller::plan::{Held, Plan, Request, plan_all},
@@ -139,14 +139,9 @@ fn plan_many(specs: &[(&str, &str, &str)], index: &ClassIndex) -> Vec<(String, P
     let requests: Vec<Request<'_>> = specs
         .iter()
         .zip(&decoded)
-        .map(|((uid, created, _), spec)| Request {
-            uid,
-            created,
-            spec,
-            held: Held::new(),
-        })
+        .map(|((uid, created, _), spec)| Request::new(uid, created, spec))
         .collect();
-    plan_all(&requests, index, &models()).into_iter().collect()
+    plan_all(&requests, index, &models(), now()).into_iter().collect()
 }
 
 #[test]
@@ -282,17 +277,13 @@ fn pods_that_run_keep_their_place_while_their_node_takes_no_new_ones() {
         let index = index(&nodes);
         let spec = spec("{replicas: 1}");
         let request = |held: &[(&str, u32)]| Request {
-            uid: "u",
-            created: "t",
-            spec: &spec,
             held: held.iter().map(|(class, pods)| ((*class).to_owned(), *pods)).collect(),
+            ..Request::new("u", "t", &spec)
         };
-        let running = plan_all(&[request(&[(class, 1)])], &index, &models())
-            .remove("u")
-            .unwrap();
+        let running = plan_at(request(&[(class, 1)]), &index, now());
         assert_eq!(shares(&running), [(class, 1)]);
         assert_eq!(running.degraded, None);
-        let fresh = plan_all(&[request(&[])], &index, &models()).remove("u").unwrap();
+        let fresh = plan_at(request(&[]), &index, now());
         assert_ne!(shares(&fresh), [(class, 1)], "a new pod would find no room there");
     }
 }
@@ -304,12 +295,10 @@ fn what_is_held_is_no_room_for_more_than_runs_there() {
     let spec = spec("{replicas: 3}");
     let held = Held::from([("cuda-amd64".to_owned(), 1)]);
     let request = Request {
-        uid: "u",
-        created: "t",
-        spec: &spec,
         held,
+        ..Request::new("u", "t", &spec)
     };
-    let plan = plan_all(&[request], &index(&nodes), &models()).remove("u").unwrap();
+    let plan = plan_at(request, &index(&nodes), now());
     assert_eq!(shares(&plan), [("cuda-amd64", 1), ("cpu-amd64", 2)]);
 }
 
@@ -317,13 +306,8 @@ fn what_is_held_is_no_room_for_more_than_runs_there() {
 fn refusals_leave_everything_alone() {
     let index = index(&all_platforms());
     let spec_ = spec("{}");
-    let request = Request {
-        uid: "u",
-        created: "t",
-        spec: &spec_,
-        held: Held::new(),
-    };
-    let refused = plan_all(&[request], &index, &ModelDefaults::default())
+    let request = Request::new("u", "t", &spec_);
+    let refused = plan_all(&[request], &index, &ModelDefaults::default(), now())
         .remove("u")
         .unwrap();
     assert_eq!(refused.refused.unwrap().0, Reason::ModelMissing);
@@ -392,8 +376,8 @@ proptest! {
             .collect();
         let uids: Vec<String> = (0..specs.len()).map(|n| n.to_string()).collect();
         let requests: Vec<Request<'_>> =
-            specs.iter().zip(&uids).map(|(spec, uid)| Request { uid, created: "t", spec, held: Held::new() }).collect();
-        let plans = plan_all(&requests, &index, &models());
+            specs.iter().zip(&uids).map(|(spec, uid)| Request::new(uid, "t", spec)).collect();
+        let plans = plan_all(&requests, &index, &models(), now());
         let on_gpu: u64 = plans
             .values()
             .flat_map(|plan| &plan.pools)
@@ -409,6 +393,6 @@ proptest! {
         }
         let mut reversed = requests.clone();
         reversed.reverse();
-        prop_assert_eq!(plan_all(&reversed, &index, &models()), plans);
+        prop_assert_eq!(plan_all(&reversed, &index, &models(), now()), plans);
     }
 }

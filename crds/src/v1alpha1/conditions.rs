@@ -114,6 +114,10 @@ words! {
         NotEnoughCapacity,
         /// No node of the cluster belongs to a class that may be used.
         NoNodes,
+        /// No node of the class can hold a pod, not even with batches of 1.
+        MemoryDoesNotFit,
+        /// Pods found no node for longer than spec.handOverAfter, so other classes have their replicas.
+        HandedOver,
         /// The device asked for is not there and fallback is Deny.
         FallbackDenied,
         /// overrides.*.replicas give a place to fewer replicas than spec.replicas.

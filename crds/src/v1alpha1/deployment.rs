@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DisruptionBudgetOptions, Dtype, HawkeyeDeploymentStatus, ModelSource, NetworkPolicyOptions, PodMetadata,
-    PullSecret, Quantity, rules,
+    DisruptionBudgetOptions, Dtype, HandOverAfter, HawkeyeDeploymentStatus, ModelSource, NetworkPolicyOptions,
+    PodMetadata, PullSecret, Quantity, rules,
 };
 
 /// What to run and where it may run.
@@ -63,6 +63,11 @@ pub struct HawkeyeDeploymentSpec {
     /// What to do when the device asked for is not there or has no room. Degrade: use the next device and say so in the condition Degraded. Deny: leave those replicas without a place and say so in the condition Placed.
     #[serde(default)]
     pub fallback: Fallback,
+
+    /// How long a pod may find no node, outside a rollout, before the next hardware class that may be used and has room gets its replica: from 10s to 24h, e.g. 90s or 1h30m, or Never. Its own class is tried again once it has more free capacity.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == 'Never' || (duration(self) >= duration('10s') && duration(self) <= duration('24h'))").message("handOverAfter must be Never or from 10s to 24h"))]
+    pub hand_over_after: HandOverAfter,
 
     /// Container image for every pool. Left out: the image of the operator's release for the variant of each hardware class.
     #[serde(default, skip_serializing_if = "Option::is_none")]

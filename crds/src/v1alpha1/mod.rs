@@ -2,6 +2,7 @@
 
 pub mod conditions;
 pub mod deployment;
+pub mod hand_over;
 pub mod hardware_class;
 pub mod model;
 pub mod pod_options;
@@ -13,6 +14,7 @@ pub use conditions::{ClassConditionType, Condition, ConditionStatus, ConditionTy
 pub use deployment::{
     DeviceChoice, DtypeChoice, EnvVar, Fallback, HawkeyeDeployment, HawkeyeDeploymentSpec, PoolOverride, Profile,
 };
+pub use hand_over::{HandOver, HandOverAfter};
 pub use hardware_class::{
     Arch, BatchSize, CpuSpec, Device, Dtype, HardwareClass, HardwareClassSpec, HardwareClassStatus, ImageVariant,
     MemorySpec, NodeSelectorRequirement, NodeSelectorTerm, SelectorOperator, TaintEffect, Toleration,

@@ -3,7 +3,7 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, Device, Dtype, Quantity};
+use super::{Condition, Device, Dtype, HandOver, Quantity};
 
 /// What the operator observed and did. Written only by the operator, and only when it changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -81,4 +81,7 @@ pub struct PoolStatus {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 4096))]
     pub message: String,
+    /// Set while pods of the pool find no node, or while replicas of it are handed over to other classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hand_over: Option<HandOver>,
 }

@@ -14,6 +14,7 @@ mod idle;
 mod install;
 mod manners;
 mod models;
+mod placement;
 mod platforms;
 mod support;
 
@@ -76,6 +77,7 @@ fn main() -> ExitCode {
         platforms::each_platform_gets_its_pool,
         platforms::auto_prefers_gpus_and_overflows_to_cpus,
         platforms::deny_leaves_the_rest_unplaced_and_says_so,
+        placement::a_pod_that_finds_no_node_is_handed_over_and_comes_back,
         changes::only_the_pool_that_changed_rolls,
         changes::it_scales_by_the_scale_subresource,
         changes::deletion_leaves_nothing,

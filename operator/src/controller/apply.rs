@@ -319,7 +319,7 @@ fn hash(text: &str) -> u64 {
 
 /// True when `actual` has everything that `wanted` says. Fields that only `actual` has are defaults or someone else's.
 /// Lists must have the same length. Quantities are compared by value, since the API server writes `1024Mi` as `1Gi`.
-fn covers(wanted: &Value, actual: &Value, quantities: bool) -> bool {
+pub(super) fn covers(wanted: &Value, actual: &Value, quantities: bool) -> bool {
     match (wanted, actual) {
         (Value::Object(wanted), Value::Object(actual)) => wanted.iter().all(|(key, value)| {
             let quantities = quantities || matches!(key.as_str(), "limits" | "requests" | "sizeLimit");

@@ -11,3 +11,5 @@ pub mod run;
 pub mod scope;
 pub mod starting;
 pub mod status;
+pub mod strategy;
+pub mod waiting;

@@ -8,7 +8,7 @@ use std::{
 use hawkeye_crds::v1alpha1::{HardwareClass, HawkeyeDeployment, Quantity, TaintEffect};
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 use kube::{
     Resource,
@@ -172,9 +172,9 @@ pub struct Capacity {
     pub memory: Option<Quantity>,
 }
 
-/// A condition, of which only type, status and text are used.
+/// A condition, of which only type, status, text and time are used.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub struct RawCondition {
     /// Its type.
     #[serde(rename = "type")]
@@ -185,6 +185,8 @@ pub struct RawCondition {
     pub reason: String,
     /// Its message.
     pub message: String,
+    /// When its status last changed.
+    pub last_transition_time: Option<Time>,
 }
 
 impl Node {

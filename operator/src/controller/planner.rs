@@ -10,19 +10,21 @@ use std::{
 use futures::channel::mpsc::UnboundedSender;
 use hawkeye_crds::v1alpha1::HawkeyeDeployment;
 use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     ResourceExt,
     runtime::reflector::{ObjectRef, store::WriterDropped},
 };
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
     apply::Memory,
     observe::{GuardedDeployment, Pod, World, held, hosted, taken},
-    plan::{Plan, Request, plan_all},
+    plan::{Plan, Request, handover::HandOver, plan_all},
+    waiting::waiting,
 };
 use crate::{
     hardware::{ClassIndex, Grace, ModelDefaults, NodeFacts, classify::by_priority},
@@ -31,6 +33,8 @@ use crate::{
 
 /// Changes within this time are planned together. A rollout of a device plugin touches every node.
 const SETTLE: Duration = Duration::from_millis(100);
+/// Longest sleep when a plan changes by time alone: the clock may be set meanwhile.
+const LONGEST_SLEEP: Duration = Duration::from_mins(10);
 
 /// The plans of one pass.
 #[derive(Clone, Debug, Default)]
@@ -56,11 +60,49 @@ impl Plans {
         self.0.is_some()
     }
 
+    /// The plan of a UID, whatever its generation.
+    fn of(&self, uid: &str) -> Option<&Plan> {
+        Some(&*self.0.as_ref()?.get(uid)?.plan)
+    }
+
     /// The plan of a UID for this generation or a later one.
     pub fn get(&self, uid: &str, generation: Option<i64>) -> Option<Arc<Plan>> {
         let planned = self.0.as_ref()?.get(uid)?;
         (planned.generation >= generation).then(|| Arc::clone(&planned.plan))
     }
+}
+
+/// The records of hand-over: those of the plan before, or after a start those of the status.
+fn hand_overs(object: &HawkeyeDeployment, before: Option<&Plan>) -> BTreeMap<String, HandOver> {
+    match before.filter(|plan| plan.refused.is_none()) {
+        Some(plan) => plan
+            .pools
+            .iter()
+            .filter_map(|pool| Some((pool.class.clone(), pool.hand_over.clone()?)))
+            .collect(),
+        None => object
+            .status
+            .iter()
+            .flat_map(|status| &status.pools)
+            .filter_map(|pool| Some((pool.class.clone(), HandOver::from_status(pool.hand_over.as_ref()?))))
+            .collect(),
+    }
+}
+
+fn deployment_ref(namespace: &str, name: &str) -> ObjectRef<Deployment> {
+    ObjectRef::new(name).within(namespace)
+}
+
+/// In whole seconds, as times stand in a status: what is read back after a restart is what was planned with.
+fn now() -> Timestamp {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// How long to sleep until a time.
+fn until(time: Timestamp) -> Duration {
+    Duration::try_from(time.duration_since(Timestamp::now()))
+        .unwrap_or(Duration::ZERO)
+        .min(LONGEST_SLEEP)
 }
 
 /// Everything that planning runs with.
@@ -93,14 +135,14 @@ impl Planner {
     pub async fn run(mut self) -> Result<(), WriterDropped> {
         self.world.wait_until_ready().await?;
         loop {
-            let now = Timestamp::now();
-            let end = self.pass(now);
-            // A clock that was set meanwhile leads to a pass too many or a little late, not to none.
-            let end_of_grace = end.map(|end| Duration::try_from(end.duration_since(now)).unwrap_or_default());
-            tokio::select! {
-                () = self.dirty.notified() => sleep(SETTLE).await,
-                () = sleep(end_of_grace.unwrap_or_default()), if end_of_grace.is_some() => {}
+            match self.pass(now()) {
+                Some(next) => {
+                    // Either of the two is a reason for the next pass.
+                    let _elapsed = timeout(until(next), self.dirty.notified()).await;
+                }
+                None => self.dirty.notified().await,
             }
+            sleep(SETTLE).await;
         }
     }
 
@@ -116,6 +158,10 @@ impl Planner {
         let pods = self.world.pods.state();
         let index = self.index(&living, &pods, now);
         let mut held = held(&pods, &index);
+        let mut waiting = waiting(&pods, |namespace, name| {
+            self.world.deployments.get(&deployment_ref(namespace, name))
+        });
+        let before = self.plans.borrow().clone();
         let keys: Vec<(String, String)> = living
             .iter()
             .map(|object| {
@@ -129,17 +175,18 @@ impl Planner {
         let requests: Vec<Request<'_>> = living
             .iter()
             .zip(&keys)
-            .map(|(object, (uid, created))| Request {
-                uid,
-                created,
-                spec: &object.spec,
-                held: held
-                    .remove(&(object.namespace().unwrap_or_default(), object.name_any()))
-                    .unwrap_or_default(),
+            .map(|(object, (uid, created))| {
+                let key = (object.namespace().unwrap_or_default(), object.name_any());
+                Request {
+                    held: held.remove(&key).unwrap_or_default(),
+                    pods: waiting.remove(&key).unwrap_or_default(),
+                    hand_overs: hand_overs(object, before.of(uid)),
+                    ..Request::new(uid, created, &object.spec)
+                }
             })
             .collect();
-        let mut made = plan_all(&requests, &index, &self.models);
-        let before = self.plans.borrow().clone();
+        let mut made = plan_all(&requests, &index, &self.models, now);
+        let next = made.values().filter_map(|plan| plan.next).min();
         let mut changed = Vec::new();
         let mut plans = Vec::new();
         for (object, (uid, _)) in living.iter().zip(keys) {
@@ -173,9 +220,9 @@ impl Planner {
         self.metrics
             .planned(seconds, living.len(), self.world.nodes.len(), index.unclassified.len());
         tracing::debug!(seconds, deployments = living.len(), unclassified = ?index.unclassified, "planned");
-        let end_of_grace = index.next_end_of_grace();
+        let next = next.into_iter().chain(index.next_end_of_grace()).min();
         self.indexes.send_replace(Arc::new(index));
-        end_of_grace
+        next
     }
 
     fn index(&mut self, living: &[&HawkeyeDeployment], pods: &[Arc<Pod>], now: Timestamp) -> ClassIndex {

@@ -18,6 +18,7 @@ use super::{
     observe::{GuardedDeployment, pods_of},
     plan::Plan,
     status::{Facts, shorten, status},
+    strategy,
 };
 use crate::{context::Context, error::Error, events};
 
@@ -136,17 +137,10 @@ async fn steps(object: &HawkeyeDeployment, uid: &str, context: &Context) -> Resu
     let model = context.models.of(&object.spec);
     let applied = match model.filter(|_| plan.refused.is_none()) {
         Some(model) => {
-            let objects = build(&owner, &plan, &context.images, model, context.namespace.as_deref());
-            Some(
-                apply(
-                    &context.client,
-                    &context.memory,
-                    &owner,
-                    &objects,
-                    &context.world.observed(&owner),
-                )
-                .await?,
-            )
+            let mut objects = build(&owner, &plan, &context.images, model, context.namespace.as_deref());
+            let observed = context.world.observed(&owner);
+            strategy::keep(&mut objects, &observed.deployments)?;
+            Some(apply(&context.client, &context.memory, &owner, &objects, &observed).await?)
         }
         None => None,
     };

@@ -254,7 +254,8 @@ fn watches(
             on_relevant(pod);
         }
     };
-    let on_deployment = sends(triggers, owner_of::<Deployment>);
+    // Hand-over waits for the end of rollouts.
+    let on_deployment = marks(dirty, sends(triggers, owner_of::<Deployment>));
     let on_service = sends(triggers, owner_of::<Service>);
     let on_budget = sends(triggers, owner_of::<PodDisruptionBudget>);
     let on_policy = sends(triggers, owner_of::<NetworkPolicy>);

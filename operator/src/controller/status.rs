@@ -12,7 +12,7 @@ use super::{
     apply::{Applied, title},
     build::{self, Owner, pool_name, service::endpoint},
     observe::{ContainerStatus, Pod},
-    plan::{Plan, PoolPlan, distribution},
+    plan::{Plan, PoolPlan, distribution, handover::HandOver},
     starting::{fetch_issue, stages},
 };
 
@@ -121,6 +121,7 @@ fn pool_status(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, by_class: 
         ready: ready(pods),
         reason: reason.as_str().to_owned(),
         message: shorten(&message),
+        hand_over: pool.hand_over.as_ref().map(HandOver::to_status),
     }
 }
 
@@ -344,7 +345,7 @@ fn placed(facts: &Facts<'_>) -> Verdict {
     {
         message.extend([" ", blind_spot]);
     }
-    let good = facts.plan.refused.is_none() && facts.plan.unplaced == 0;
+    let good = facts.plan.refused.is_none() && facts.plan.unplaced == 0 && facts.plan.stuck == 0;
     (good, reason, message)
 }
 

@@ -5,6 +5,7 @@
 
 #![allow(missing_docs, clippy::print_stderr, clippy::too_many_lines)]
 
+mod handover;
 mod manners;
 mod models;
 mod recognition;
@@ -54,6 +55,12 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("scaling_to_zero_leaves_the_service", |c| Box::pin(scenarios::zero(c))),
     ("an_object_that_does_not_decode_says_so", |c| {
         Box::pin(scenarios::undecodable(c))
+    }),
+    ("a_replica_is_handed_over_and_comes_back_across_restarts", |c| {
+        Box::pin(handover::there_and_back(c))
+    }),
+    ("nodes_that_change_without_changing_the_plan_lead_to_no_write", |c| {
+        Box::pin(handover::nothing_to_write(c))
     }),
     ("idle_and_after_a_restart_nothing_is_written", |c| {
         Box::pin(scenarios::idle(c))

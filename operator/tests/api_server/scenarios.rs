@@ -252,6 +252,9 @@ pub async fn validation(cluster: &'static Cluster) -> Result<()> {
             "egress[0].ports[0].port",
             "greater than or equal to 1",
         ),
+        ("ok", "{handOverAfter: 5s}", "spec.handOverAfter", "from 10s to 24h"),
+        ("ok", "{handOverAfter: 25h}", "spec.handOverAfter", "from 10s to 24h"),
+        ("ok", "{handOverAfter: soon}", "spec.handOverAfter", "match"),
     ] {
         let Err(error) = create(cluster, "validation", name, spec, true).await else {
             bail!("{name} {spec} was taken");
@@ -262,6 +265,8 @@ pub async fn validation(cluster: &'static Cluster) -> Result<()> {
     for spec in [
         "{}",
         "{classes: null, overrides: null, model: null}",
+        "{handOverAfter: Never}",
+        "{handOverAfter: 1h30m}",
         "{overrides: {cpu-amd64: {cpu: 2, memory: 256Mi, env: [{name: RUST_LOG, value: debug}]}}}",
         "{classes: [cpu-amd64], overrides: {cpu-amd64: {cpu: 0.5, dtype: BFloat16}}}",
         "{device: Cuda, dtype: Float16, fallback: Deny, model: {persistentVolumeClaim: {claimName: m}}}",
@@ -335,8 +340,8 @@ pub async fn validation(cluster: &'static Cluster) -> Result<()> {
 pub async fn defaults(cluster: &'static Cluster) -> Result<()> {
     namespace(cluster, "defaults").await?;
     let made = create(cluster, "defaults", "demo", "{}", false).await?;
-    let expected =
-        json!({"replicas": 1, "profile": "Balanced", "device": "Auto", "dtype": "Auto", "fallback": "Degrade"});
+    let expected = json!({"replicas": 1, "profile": "Balanced", "device": "Auto", "dtype": "Auto", "fallback": "Degrade",
+            "handOverAfter": "2m"});
     ensure!(made.data["spec"] == expected, "{}", made.data);
     let api = parsers(cluster, "defaults");
     let scale = api

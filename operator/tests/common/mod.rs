@@ -12,10 +12,11 @@ use hawkeye_operator::{
     controller::{
         build::deployment::node_terms,
         observe::Node,
-        plan::{Held, Plan, Request, plan_all},
+        plan::{Plan, Request, plan_all},
     },
     hardware::{ClassIndex, Images, ModelDefaults, NodeFacts},
 };
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1 as core;
 
 /// A fixture as YAML, by the name of its file.
@@ -109,13 +110,23 @@ pub fn spec(yaml: &str) -> HawkeyeDeploymentSpec {
 /// The plan of a single HawkeyeDeployment.
 pub fn plan(yaml: &str, index: &ClassIndex) -> Plan {
     let spec = spec(yaml);
-    let request = Request {
-        uid: "u",
-        created: "2026-01-01T00:00:00Z",
-        spec: &spec,
-        held: Held::new(),
-    };
-    plan_all(&[request], index, &models()).remove("u").unwrap()
+    plan_at(Request::new("u", "2026-01-01T00:00:00Z", &spec), index, now())
+}
+
+/// The plan of a request at a time.
+pub fn plan_at(request: Request<'_>, index: &ClassIndex, now: Timestamp) -> Plan {
+    let uid = request.uid.to_owned();
+    plan_all(&[request], index, &models(), now).remove(&uid).unwrap()
+}
+
+/// Noon of some day.
+pub fn now() -> Timestamp {
+    "2026-01-01T12:00:00Z".parse().unwrap()
+}
+
+/// Noon and so many seconds.
+pub fn at(seconds: i64) -> Timestamp {
+    now() + SignedDuration::from_secs(seconds)
 }
 
 /// Replicas by class, without the pools that have none.

@@ -44,6 +44,8 @@ const DRAIN_SECONDS: i64 = 5;
 const GRACE_SECONDS: i64 = 60;
 /// Revisions kept for `kubectl rollout undo` of a pool.
 const REVISIONS: i32 = 2;
+/// What pods are spread over: nodes, and zones where the cluster has them.
+const SPREAD: [&str; 2] = ["kubernetes.io/hostname", "topology.kubernetes.io/zone"];
 
 /// Builds the Deployment of a pool.
 pub fn build(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: Model<'_>) -> Deployment {
@@ -58,10 +60,10 @@ pub fn build(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: Model<'
                 match_labels: Some(labels.clone()),
                 ..LabelSelector::default()
             },
-            strategy: Some(strategy(pool.device())),
+            strategy: Some(strategy(pool.surge)),
             template: PodTemplateSpec {
                 metadata: Some(pod_metadata(owner, model, &labels)),
-                spec: Some(pod(owner, pool, images, model, labels)),
+                spec: Some(pod(owner, pool, images, model, &labels)),
             },
             ..DeploymentSpec::default()
         },
@@ -69,13 +71,10 @@ pub fn build(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: Model<'
     }
 }
 
-/// A pod that waits for a GPU that its predecessor still holds would wait for ever, so GPU pools end a pod before they
-/// start the next. CPU pools start it first, so that nothing is interrupted.
-fn strategy(device: Device) -> DeploymentStrategy {
-    let (surge, unavailable) = match device {
-        Device::Cuda => (0, 1),
-        Device::Cpu => (1, 0),
-    };
+/// With room for one more pod the new one starts first, so that nothing is interrupted. Without, it would wait for ever for
+/// the GPU that its predecessor holds, so the old one ends first.
+fn strategy(surge: bool) -> DeploymentStrategy {
+    let (surge, unavailable) = if surge { (1, 0) } else { (0, 1) };
     DeploymentStrategy {
         type_: Some("RollingUpdate".to_owned()),
         rolling_update: Some(RollingUpdateDeployment {
@@ -118,7 +117,7 @@ fn pod(
     pool: &PoolPlan,
     images: &Images,
     model: Model<'_>,
-    labels: BTreeMap<String, String>,
+    labels: &BTreeMap<String, String>,
 ) -> PodSpec {
     let container = container(owner, pool, images, model);
     let fetcher = model::fetcher(model.source, &container, fetcher_env(owner, pool));
@@ -153,16 +152,7 @@ fn pod(
         termination_grace_period_seconds: Some(GRACE_SECONDS),
         tolerations: (!pool.spec.tolerations.is_empty())
             .then(|| pool.spec.tolerations.iter().map(toleration).collect()),
-        topology_spread_constraints: Some(vec![TopologySpreadConstraint {
-            max_skew: 1,
-            topology_key: "kubernetes.io/hostname".to_owned(),
-            when_unsatisfiable: "ScheduleAnyway".to_owned(),
-            label_selector: Some(LabelSelector {
-                match_labels: Some(labels),
-                ..LabelSelector::default()
-            }),
-            ..TopologySpreadConstraint::default()
-        }]),
+        topology_spread_constraints: Some(SPREAD.map(|key| spread(key, labels)).into()),
         volumes: Some(vec![
             model::volume(model.source),
             Volume {
@@ -175,6 +165,22 @@ fn pod(
             },
         ]),
         ..PodSpec::default()
+    }
+}
+
+/// Spreads the pods of a pool where it can. Only those of one revision are counted: during a rollout the new pods would
+/// otherwise keep away from the nodes that the old ones are about to leave.
+fn spread(key: &str, labels: &BTreeMap<String, String>) -> TopologySpreadConstraint {
+    TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: key.to_owned(),
+        when_unsatisfiable: "ScheduleAnyway".to_owned(),
+        label_selector: Some(LabelSelector {
+            match_labels: Some(labels.clone()),
+            ..LabelSelector::default()
+        }),
+        match_label_keys: Some(vec!["pod-template-hash".to_owned()]),
+        ..TopologySpreadConstraint::default()
     }
 }
 
