@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod build;
 pub mod class_status;
+pub mod nodes;
 pub mod observe;
 pub mod plan;
 pub mod planner;

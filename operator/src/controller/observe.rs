@@ -20,6 +20,7 @@ use serde::Deserialize;
 use super::{
     apply::{APPLIED, Observed, owned_by},
     build::{CLASS_LABEL, INSTANCE_LABEL, MANAGER, Owner},
+    nodes::Nodes,
 };
 use crate::hardware::{ClassIndex, NodeFacts, Taint};
 
@@ -36,7 +37,7 @@ pub struct World {
     /// Every HardwareClass.
     pub classes: Store<GuardedClass>,
     /// Every node.
-    pub nodes: Store<Node>,
+    pub nodes: Nodes,
     /// Pods of ours, and pods that hold an extended resource.
     pub pods: Store<Pod>,
     /// Deployments that carry our label.

@@ -33,6 +33,7 @@ use super::{
     apply::Memory,
     build::MANAGER,
     class_status,
+    nodes::Nodes,
     observe::{GuardedClass, GuardedDeployment, Node, Pod, World},
     planner::{Planner, Plans},
     reconcile::{error_policy, reconcile},
@@ -224,7 +225,7 @@ fn watches(
     let any = watcher::Config::default().any_semantic();
     let ours = any.clone().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
     let (classes, class_writer) = reflector::store();
-    let (nodes, node_writer) = reflector::store();
+    let nodes = Nodes::default();
     let (pods, pod_writer) = reflector::store();
     let (deployments, deployment_writer) = reflector::store();
     let (services, service_writer) = reflector::store();
@@ -240,7 +241,6 @@ fn watches(
             );
         }
     });
-    let on_node = marks(dirty, |_: &Node| {});
     let mut on_relevant = marks(
         dirty,
         sends(triggers, |pod: &Pod| {
@@ -265,7 +265,7 @@ fn watches(
     let pod_events = scope.events(client, &any, only_relevant);
     let all: Vec<BoxFuture<'static, ()>> = vec![
         keep(class_events, class_writer, on_class, metrics),
-        keep(node_events, node_writer, on_node, metrics),
+        keep_nodes(node_events, nodes.clone(), dirty, metrics),
         keep(pod_events, pod_writer, on_pod, metrics),
         keep(
             scope.events(client, &ours, identity),
@@ -315,6 +315,30 @@ where
             match event {
                 Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => on(&object),
                 Ok(Event::Init | Event::InitDone) => {}
+                Err(error) => failed(&error, &metrics),
+            }
+            future::ready(())
+        })
+        .boxed()
+}
+
+/// The same for nodes, of which only the facts are kept.
+fn keep_nodes(
+    events: impl Stream<Item = Events<Node>> + Send + 'static,
+    nodes: Nodes,
+    dirty: &Arc<Notify>,
+    metrics: &Metrics,
+) -> BoxFuture<'static, ()> {
+    let (dirty, metrics) = (Arc::clone(dirty), metrics.clone());
+    events
+        .default_backoff()
+        .for_each(move |event| {
+            match event {
+                Ok(event) => {
+                    if nodes.take(event) {
+                        dirty.notify_one();
+                    }
+                }
                 Err(error) => failed(&error, &metrics),
             }
             future::ready(())

@@ -2,7 +2,7 @@
 //!
 //! Uses labels and allocatable resources only.
 
-use std::collections::BTreeMap;
+use std::{borrow::Borrow, collections::BTreeMap};
 
 use hawkeye_crds::v1alpha1::{
     Arch, Device, HardwareClass, HardwareClassSpec, NodeSelectorRequirement, NodeSelectorTerm, Reason, SelectorOperator,
@@ -118,13 +118,13 @@ impl ClassIndex {
     /// Sorts the nodes into the classes. `taken(node, resource)` is what bound, non-terminal pods of others hold there.
     pub fn new<'a>(
         classes: impl IntoIterator<Item = &'a HardwareClass>,
-        nodes: &[NodeFacts],
+        nodes: &[impl Borrow<NodeFacts>],
         taken: impl Fn(&str, &str) -> u64,
     ) -> Self {
         let classes = by_priority(classes);
         let assigned = nodes
             .iter()
-            .map(|node| Assignment::plain(class_of(&classes, node)))
+            .map(|node| Assignment::plain(class_of(&classes, node.borrow())))
             .collect();
         Self::assigned(classes, nodes, assigned, taken)
     }
@@ -132,14 +132,14 @@ impl ClassIndex {
     /// The same with each node's class given, in the order of `nodes`. `classes` come from [`by_priority`].
     pub fn assigned(
         mut classes: Vec<ClassNodes>,
-        nodes: &[NodeFacts],
+        nodes: &[impl Borrow<NodeFacts>],
         assigned: Vec<Assignment>,
         taken: impl Fn(&str, &str) -> u64,
     ) -> Self {
         let mut unclassified = Vec::new();
         let mut offering = BTreeMap::new();
         let mut shared = BTreeMap::new();
-        for (node, assignment) in nodes.iter().zip(assigned) {
+        for (node, assignment) in nodes.iter().map(Borrow::borrow).zip(assigned) {
             match assignment.class {
                 Ok(position) => {
                     // What it would be without its memory is no overlap.
@@ -179,6 +179,12 @@ impl ClassIndex {
     pub fn next_end_of_grace(&self) -> Option<Timestamp> {
         let kept = self.classes.iter().flat_map(|class| &class.kept);
         kept.map(|kept| kept.until).min()
+    }
+
+    /// How many nodes there are.
+    pub fn nodes(&self) -> usize {
+        let classified: u32 = self.classes.iter().map(|class| class.nodes).sum();
+        classified as usize + self.unclassified.len()
     }
 
     /// True when the node belongs to the class and takes new pods of it now.

@@ -8,6 +8,7 @@
 //! A node in its grace counts as one of its class and takes no new pods, for the scheduler goes by the labels that there are.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
@@ -67,7 +68,7 @@ impl Grace {
     pub fn assign<'a>(
         &mut self,
         classes: &[ClassNodes],
-        nodes: &[NodeFacts],
+        nodes: &[impl Borrow<NodeFacts>],
         hosted: impl IntoIterator<Item = (&'a str, &'a str)>,
         now: Timestamp,
     ) -> Vec<Assignment> {
@@ -75,9 +76,10 @@ impl Grace {
             self.recovered = true;
             self.recover(classes, nodes, hosted);
         }
-        let there: HashSet<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
+        let nodes = || nodes.iter().map(Borrow::borrow);
+        let there: HashSet<&str> = nodes().map(|node| node.name.as_str()).collect();
         self.nodes.retain(|name, _| there.contains(name.as_str()));
-        nodes.iter().map(|node| self.assign_one(classes, node, now)).collect()
+        nodes().map(|node| self.assign_one(classes, node, now)).collect()
     }
 
     fn assign_one(&mut self, classes: &[ClassNodes], node: &NodeFacts, now: Timestamp) -> Assignment {
@@ -132,14 +134,14 @@ impl Grace {
     fn recover<'a>(
         &mut self,
         classes: &[ClassNodes],
-        nodes: &[NodeFacts],
+        nodes: &[impl Borrow<NodeFacts>],
         hosted: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) {
         let mut by_node: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
         for (node, class) in hosted {
             by_node.entry(node).or_default().insert(class);
         }
-        for node in nodes {
+        for node in nodes.iter().map(Borrow::borrow) {
             let Some(hosts) = by_node.get(node.name.as_str()) else {
                 continue;
             };
