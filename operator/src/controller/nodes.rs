@@ -81,8 +81,9 @@ impl Nodes {
 
     /// Returns once all nodes have been read.
     pub async fn wait_until_ready(&self) {
+        let mut ready = self.ready.subscribe();
         // It fails only when the sender is gone, which this holds.
-        let _ready = self.ready.subscribe().wait_for(|ready| *ready).await;
+        let _ended = ready.wait_for(|ready| *ready).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
