@@ -130,7 +130,7 @@ fn a_class_with_an_autoscaler_is_not_capped() {
         .unwrap()
         .spec
         .autoscaled = true;
-    let index = ClassIndex::new(&classes, &[], |_, _| 0);
+    let index = ClassIndex::new(&classes, &[] as &[NodeFacts], |_, _| 0);
     assert_eq!(shares(&plan("{replicas: 7}", &index)), [("cuda-amd64", 7)]);
 }
 

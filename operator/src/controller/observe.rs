@@ -58,7 +58,7 @@ impl World {
     pub async fn wait_until_ready(&self) -> Result<(), WriterDropped> {
         self.hawkeye_deployments.wait_until_ready().await?;
         self.classes.wait_until_ready().await?;
-        self.nodes.wait_until_ready().await?;
+        self.nodes.wait_until_ready().await;
         self.pods.wait_until_ready().await?;
         self.deployments.wait_until_ready().await?;
         self.services.wait_until_ready().await?;
