@@ -79,7 +79,11 @@ fn no_right_reaches_further_than_its_purpose() {
             "poddisruptionbudgets",
             "events",
         ];
-        let said = ["hawkeyedeployments/status", "hawkeyedeployments/finalizers"];
+        let said = [
+            "hardwareclasses/status",
+            "hawkeyedeployments/status",
+            "hawkeyedeployments/finalizers",
+        ];
         if !made.contains(&rule.resource) && !said.contains(&rule.resource) {
             assert_eq!(rule.verbs, ["list", "watch"], "{text}");
         }
