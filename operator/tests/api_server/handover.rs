@@ -20,46 +20,46 @@ use crate::{
     server::{Cluster, wait},
 };
 
-/// Namespace of the scenarios, and the class with the resource. The class without is `hand-over-cpu`.
+/// Namespace of the scenarios, and the class with the resource, of the least priority, since older HawkeyeDeployments are
+/// served first. The next class is the built-in one.
 const NAME: &str = "hand-over";
 const RESOURCE: &str = "example.com/gpu";
+/// A node of the class `cpu-amd64`.
+const CPU_NODE: &str = "hand-over-cpu";
 
-/// Two classes and a node for each that no other scenario uses.
+/// A class with one node, and a node for what it hands over.
 async fn set_up(cluster: &Cluster) -> Result<()> {
     namespace(cluster, NAME).await?;
     let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), NAME);
     let account = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
     accounts.create(&PostParams::default(), &account).await?;
     let classes: Api<HardwareClass> = Api::all(cluster.client.clone());
+    let class = json!({
+        "apiVersion": "hawkeye.bytebot.ai/v1alpha1", "kind": "HardwareClass", "metadata": {"name": NAME},
+        "spec": {
+            "priority": 0, "arch": "amd64", "device": "Cuda", "imageVariant": "cuda", "dtype": "Float32",
+            "resource": RESOURCE, "batchSize": {"speed": 1, "balanced": 1, "quality": 1},
+            "memory": {"limit": "4Gi"}, "cpu": {"request": "1"},
+            "nodeSelectorTerms": [{"matchExpressions": [{"key": "example.com/hand-over", "operator": "Exists"}]}],
+        },
+    });
+    classes
+        .patch(NAME, &PatchParams::apply("test"), &Patch::Apply(class))
+        .await?;
     let nodes: Api<Node> = Api::all(cluster.client.clone());
-    for (class, cuda) in [(NAME, true), ("hand-over-cpu", false)] {
-        let mut object = json!({
-            "apiVersion": "hawkeye.bytebot.ai/v1alpha1", "kind": "HardwareClass", "metadata": {"name": class},
-            "spec": {
-                "priority": if cuda { 5000 } else { 4999 }, "arch": "amd64",
-                "device": if cuda { "Cuda" } else { "Cpu" }, "imageVariant": if cuda { "cuda" } else { "cpu" },
-                "dtype": "Float32",
-                "batchSize": {"speed": 1, "balanced": 1, "quality": 1},
-                "memory": {"limit": "4Gi"}, "cpu": {"request": "1"},
-                "nodeSelectorTerms": [{"matchExpressions": [
-                    {"key": "example.com/hand-over", "operator": "In", "values": [class]},
-                ]}],
-            },
-        });
-        if cuda {
-            object["spec"]["resource"] = json!(RESOURCE);
+    for (name, gpus) in [(NAME, 1), (CPU_NODE, 0)] {
+        let mut labels = json!({"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"});
+        if gpus > 0 {
+            labels["example.com/hand-over"] = json!("true");
+            // Keeps the CPU classes off it.
+            labels["nvidia.com/gpu.present"] = json!("true");
         }
-        classes
-            .patch(class, &PatchParams::apply("test"), &Patch::Apply(object))
-            .await?;
-        let node = serde_json::from_value(json!({"metadata": {"name": class, "labels": {
-            "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "example.com/hand-over": class,
-        }}}))?;
+        let node = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}}))?;
         nodes.create(&PostParams::default(), &node).await?;
-        units(cluster, class, i32::from(cuda)).await?;
+        units(cluster, name, gpus).await?;
         let params = PatchParams::default();
         nodes
-            .patch(class, &params, &Patch::Merge(json!({"spec": {"taints": null}})))
+            .patch(name, &params, &Patch::Merge(json!({"spec": {"taints": null}})))
             .await?;
     }
     Ok(())
@@ -144,7 +144,7 @@ async fn restart(cluster: &Cluster) -> Result<()> {
 
 pub async fn there_and_back(cluster: &'static Cluster) -> Result<()> {
     set_up(cluster).await?;
-    let spec = format!("{{classes: [hand-over, hand-over-cpu], handOverAfter: 10s, model: {MODEL}}}");
+    let spec = format!("{{classes: [hand-over, cpu-amd64], handOverAfter: 10s, model: {MODEL}}}");
     create(cluster, NAME, "demo", &spec, false).await?;
     let deployment = rolled_out(cluster, "demo-hand-over").await?;
     pod(cluster, &deployment, "first", None).await?;
@@ -156,7 +156,7 @@ pub async fn there_and_back(cluster: &'static Cluster) -> Result<()> {
     // The wait goes on where it was.
     restart(cluster).await?;
     let handed = until_status(cluster, NAME, "demo", "the hand-over", |status| {
-        status.pool_summary.as_deref() == Some("hand-over-cpu 0/1")
+        status.pool_summary.as_deref() == Some("cpu-amd64 0/1")
     })
     .await?;
     let of = record(&handed).context("no record")?;
@@ -189,7 +189,7 @@ pub async fn there_and_back(cluster: &'static Cluster) -> Result<()> {
         record(status).is_some_and(|record| record.trying)
     })
     .await?;
-    ensure!(api.get("demo-hand-over-cpu").await?.spec.replicas == Some(1));
+    ensure!(api.get("demo-cpu-amd64").await?.spec.replicas == Some(1));
     pod(cluster, &deployment, "second", Some(NAME)).await?;
     let back = until_status(cluster, NAME, "demo", "the return", |status| {
         status.pool_summary.as_deref() == Some("hand-over 1/1")
@@ -197,7 +197,7 @@ pub async fn there_and_back(cluster: &'static Cluster) -> Result<()> {
     .await?;
     ensure!(record(&back).is_none(), "{:?}", back.pools);
     wait("the pool on the CPU to go", async || {
-        Ok(api.get_opt("demo-hand-over-cpu").await?.is_none().then_some(()))
+        Ok(api.get_opt("demo-cpu-amd64").await?.is_none().then_some(()))
     })
     .await
 }
@@ -224,11 +224,11 @@ pub async fn nothing_to_write(cluster: &'static Cluster) -> Result<()> {
     gone(cluster, "second").await?;
     parsers(cluster, NAME).delete("demo", &DeleteParams::default()).await?;
     api.delete("demo-hand-over", &DeleteParams::default()).await?;
-    for class in [NAME, "hand-over-cpu"] {
-        nodes.delete(class, &DeleteParams::default()).await?;
-        Api::<HardwareClass>::all(cluster.client.clone())
-            .delete(class, &DeleteParams::default())
-            .await?;
+    for node in [NAME, CPU_NODE] {
+        nodes.delete(node, &DeleteParams::default()).await?;
     }
+    Api::<HardwareClass>::all(cluster.client.clone())
+        .delete(NAME, &DeleteParams::default())
+        .await?;
     Ok(())
 }
