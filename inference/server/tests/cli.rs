@@ -168,3 +168,88 @@ fn the_port_answers_while_models_load_and_sigterm_ends_it_with_success() {
         "{log}"
     );
 }
+
+/// Answers one request with these bytes and gives back its first line.
+fn answer_once(bytes: &'static [u8]) -> (u16, std::thread::JoinHandle<String>) {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let thread = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+            head.push(byte[0]);
+        }
+        stream.write_all(bytes).unwrap();
+        String::from_utf8(head).unwrap().lines().next().unwrap().to_owned()
+    });
+    (port, thread)
+}
+
+#[test]
+fn a_fetch_goes_through_the_proxies_of_the_environment_and_leaves_its_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, message) = (folder.path().join("bundle"), folder.path().join("message"));
+    let fetch = |url: &str, proxy: &str, port: u16| {
+        let Output { status, stderr, .. } = program()
+            .args(["fetch", "--attempts", "1", "--sha256", &"0".repeat(64), "--url", url])
+            .arg("--out")
+            .arg(&out)
+            .arg("--message-file")
+            .arg(&message)
+            .env_remove("NO_PROXY")
+            .env_remove("no_proxy")
+            .env(proxy, format!("http://127.0.0.1:{port}"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8(stderr).unwrap();
+        let left = std::fs::read_to_string(&message).unwrap();
+        let last = said.lines().last().unwrap().trim_start_matches("hawkeye-inference: ");
+        assert!(left.ends_with(last), "{left}\n{said}");
+        (status.code(), left)
+    };
+    let (port, proxy) = answer_once(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n");
+    let (code, left) = fetch("http://models.example/b.tar?signature=secret", "http_proxy", port);
+    assert_eq!(
+        proxy.join().unwrap(),
+        "GET http://models.example/b.tar?signature=secret HTTP/1.1"
+    );
+    assert_eq!(code, Some(3), "{left}");
+    assert!(
+        left.contains("http://models.example/b.tar answers 404") && !left.contains("secret"),
+        "{left}"
+    );
+
+    let (port, proxy) = answer_once(b"HTTP/1.1 403 Forbidden\r\n\r\n");
+    let (code, left) = fetch("https://models.example/b.tar", "https_proxy", port);
+    assert_eq!(proxy.join().unwrap(), "CONNECT models.example:443 HTTP/1.1");
+    assert_eq!(code, Some(1), "{left}");
+    assert!(left.contains("makes no tunnel: HTTP/1.1 403 Forbidden"), "{left}");
+
+    // What speaks no TLS is not spoken to.
+    let (port, proxy) = answer_once(b"HTTP/1.1 200 Connection established\r\n\r\nHTTP/1.1 400 Bad Request\r\n\r\n");
+    let (code, left) = fetch("https://models.example/b.tar", "https_proxy", port);
+    proxy.join().unwrap();
+    assert_eq!(code, Some(1), "{left}");
+    assert!(left.contains("no secure connection to models.example"), "{left}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_fetch_ends_at_once_when_it_is_told_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let mut fetch = program()
+        .args(["fetch", "--sha256", &"0".repeat(64), "--url"])
+        .arg(format!("http://{}/b", listener.local_addr().unwrap()))
+        .arg("--out")
+        .arg(folder.path().join("bundle"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    // It has connected, and waits for an answer that never comes.
+    let _silent = listener.accept().unwrap();
+    let pid = fetch.id().to_string();
+    assert!(Command::new("kill").arg(pid).status().unwrap().success());
+    assert_eq!(fetch.wait().unwrap().code(), Some(143));
+}
