@@ -154,7 +154,9 @@ pub struct NetworkPeer {
 pub struct LabelSelector {
     /// Labels with their values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 16, "additionalProperties" = json!({"type": "string", "maxLength": 63})))]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = json!({
+        "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
+    })))]
     pub match_labels: BTreeMap<String, String>,
     /// Expressions over labels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -167,14 +169,20 @@ pub struct LabelSelector {
 #[x_kube(validation = Rule::new("self.operator in ['In', 'NotIn'] == (has(self.values) && self.values.size() > 0)").message("values must be given for operators In and NotIn, and only for them").field_path(".values"))]
 #[serde(deny_unknown_fields)]
 pub struct LabelExpression {
-    /// Label key.
-    #[schemars(length(min = 1, max = 317))]
+    /// Label key, e.g. kubernetes.io/metadata.name.
+    #[schemars(
+        length(min = 1, max = 317),
+        regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+    )]
     pub key: String,
     /// In, NotIn (also holds without the label), Exists or DoesNotExist.
     pub operator: SelectorOperator,
     /// Values for In and NotIn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(max = 63)))]
+    #[schemars(
+        length(max = 32),
+        inner(length(max = 63), regex(pattern = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"))
+    )]
     pub values: Vec<String>,
 }
 

@@ -71,6 +71,15 @@ pub async fn what_the_spec_cannot_show_is_said_within_30_seconds(suite: &Suite) 
         &["Insufficient memory"],
     )
     .await?;
+    let priority = json!({"priorityClassName": "nowhere"});
+    says(
+        &scope,
+        "priority",
+        on_real(priority),
+        "PodsRefused",
+        &["PriorityClass", "nowhere"],
+    )
+    .await?;
     // Nothing listens on port 9 of the pod's own loopback.
     let web = json!({"model": {"http": {"url": "http://127.0.0.1:9/bundle.tar", "sha256": "0".repeat(64)}}});
     says(

@@ -112,6 +112,33 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "spec.overrides",
         "CPUs have no Float16 kernels",
     ),
+    // Pods.
+    ("{priorityClassName: 'a b'}", "spec.priorityClassName", "match"),
+    (
+        "{podMetadata: {labels: {a: 'b c'}}}",
+        "spec.podMetadata.labels",
+        "match",
+    ),
+    (
+        "{networkPolicy: {from: [{podSelector: {matchLabels: {a: 'b c'}}}]}}",
+        "spec.networkPolicy.from[0].podSelector.matchLabels",
+        "match",
+    ),
+    (
+        "{networkPolicy: {from: [{podSelector: {matchExpressions: [{key: 'a b', operator: Exists}]}}]}}",
+        "matchExpressions[0].key",
+        "match",
+    ),
+    (
+        "{networkPolicy: {from: [{}]}}",
+        "spec.networkPolicy.from[0]",
+        "either ipBlock",
+    ),
+    (
+        "{networkPolicy: {egress: [{ports: [{port: 0}]}]}}",
+        "ports[0].port",
+        "greater than or equal to 1",
+    ),
     // Overrides.
     (
         "{overrides: {A_b: {replicas: 1}}}",
