@@ -48,6 +48,16 @@ pub enum DeviceChoice {
     Only(DeviceKind),
 }
 
+impl DeviceChoice {
+    /// The device, if one is named.
+    pub const fn named(self) -> Option<DeviceKind> {
+        match self {
+            Self::Auto => None,
+            Self::Only(kind) => Some(kind),
+        }
+    }
+}
+
 impl fmt::Display for DeviceChoice {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -76,6 +86,22 @@ impl FromStr for DeviceChoice {
     }
 }
 
+/// A device name that is none of `cuda`, `mps`, `cpu`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown device {0:?}: expected cuda, mps or cpu")]
+pub struct UnknownDeviceKind(pub String);
+
+impl FromStr for DeviceKind {
+    type Err = UnknownDeviceKind;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let choice: Option<DeviceChoice> = name.parse().ok();
+        choice
+            .and_then(DeviceChoice::named)
+            .ok_or_else(|| UnknownDeviceKind(name.to_owned()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +116,7 @@ mod tests {
         }
         assert_eq!("CUDA".parse(), Ok(DeviceChoice::Only(DeviceKind::Cuda)));
         assert_eq!("tpu".parse::<DeviceChoice>(), Err(UnknownDevice("tpu".into())));
+        assert_eq!("Cuda".parse(), Ok(DeviceKind::Cuda));
+        assert_eq!("auto".parse::<DeviceKind>(), Err(UnknownDeviceKind("auto".into())));
     }
 }

@@ -109,6 +109,8 @@ pub struct Health {
     pub device: String,
     /// Whether `/parse` would be answered.
     pub models_loaded: bool,
+    /// Why the device is not the one that is expected; null when it is.
+    pub device_mismatch: Option<String>,
 }
 
 /// Answer of `/models/status`.

@@ -1,33 +1,57 @@
 //! Wires libtorch in.
 
 use hawkeye_inference::config::ModelArgs;
+use hawkeye_inference::device::{Choice, Cuda, Expectation, choose};
 use hawkeye_inference::engine::{LoadError, ModelEntry, ModelInfo};
-use hawkeye_pipeline::bundle::{Bundle, Role};
-use hawkeye_pipeline::device::DeviceChoice;
+use hawkeye_pipeline::bundle::{Bundle, DType, Role};
+use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
 use hawkeye_pipeline::parser::Parser;
-use hawkeye_torch::{Device, LoadOptions, Loaded, LoadedModel, load};
+use hawkeye_torch::{Device, LoadOptions, Loaded, LoadedModel, load, threads};
+use std::time::Duration;
 
 /// A closure that loads the bundle; it must run on the thread that will parse.
-pub fn loader(args: &ModelArgs) -> impl FnOnce() -> Result<(Parser, ModelInfo), LoadError> + Send + 'static {
+pub fn loader(
+    args: &ModelArgs,
+    expectation: Expectation,
+) -> impl FnOnce() -> Result<(Parser, ModelInfo), LoadError> + Send + 'static {
     let args = args.clone();
     move || {
         let bundle = Bundle::open(&args.bundle)?;
-        // The default batch depends on what `auto` turns out to be.
-        let device = Device::open(args.device)?.kind();
-        let batch = args.batch_size.map(|size| size as usize);
-        let options = LoadOptions {
-            device: DeviceChoice::Only(device),
-            dtype: args.dtype,
-            batch_size: batch.unwrap_or_else(|| args.profile.batch_size(device)),
-            ..LoadOptions::default()
-        };
+        let choice = choose(args.device, &expectation, |choice| {
+            Device::open(choice).map(|device| device.kind())
+        })?;
+        let options = options(&args, &choice);
         let loaded = load(&bundle, &options)?;
-        let info = describe(&bundle, &loaded)?;
+        let info = describe(&bundle, &loaded, options.batch_size, choice.mismatch)?;
         Ok((loaded.into_parser(), info))
     }
 }
 
-fn describe(bundle: &Bundle, loaded: &Loaded) -> Result<ModelInfo, LoadError> {
+/// Number format and batch that were meant for another device do not suit the processor.
+fn options(args: &ModelArgs, choice: &Choice) -> LoadOptions {
+    // The default depends on what `auto` turned out to be.
+    let default = args.profile.batch_size(choice.kind);
+    let asked = args.batch_size.map_or(default, |size| size as usize);
+    let degraded = choice.mismatch.is_some() && choice.kind == DeviceKind::Cpu;
+    let (dtype, batch_size) = if degraded {
+        (DType::Float32, asked.min(default))
+    } else {
+        (args.dtype, asked)
+    };
+    LoadOptions {
+        device: DeviceChoice::Only(choice.kind),
+        dtype,
+        batch_size,
+        ..LoadOptions::default()
+    }
+}
+
+fn describe(
+    bundle: &Bundle,
+    loaded: &Loaded,
+    batch_size: usize,
+    mismatch: Option<String>,
+) -> Result<ModelInfo, LoadError> {
     let entry = |model: &LoadedModel| ModelEntry {
         name: model.name.clone(),
         architecture: model.architecture.clone(),
@@ -38,6 +62,15 @@ fn describe(bundle: &Bundle, loaded: &Loaded) -> Result<ModelInfo, LoadError> {
     Ok(ModelInfo {
         device: loaded.device,
         device_name: loaded.device_name.clone(),
+        batch_size,
+        threads: threads(),
+        cuda: loaded.cuda.as_ref().map(|facts| Cuda {
+            driver: facts.driver.clone(),
+            version: facts.version.clone(),
+            memory_bytes: facts.memory_bytes,
+        }),
+        mismatch,
+        warm_up: Duration::ZERO,
         bundle: bundle.root().display().to_string(),
         detector: detectors
             .first()

@@ -1,8 +1,9 @@
 //! Flags and environment. Each setting is both; a flag wins over its variable.
 
+use crate::device::{Expectation, OnMismatch};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hawkeye_pipeline::bundle::DType;
-use hawkeye_pipeline::device::DeviceChoice;
+use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
 use hawkeye_pipeline::profile::Profile;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -78,6 +79,9 @@ pub struct ServeArgs {
     /// Settings of the models.
     #[command(flatten)]
     pub model: ModelArgs,
+    /// What is expected of the device.
+    #[command(flatten)]
+    pub expect: ExpectArgs,
     /// Address to listen on
     #[arg(long, env = "OMNIPARSER_HOST", default_value = "0.0.0.0", help_heading = "HTTP")]
     pub host: String,
@@ -96,6 +100,33 @@ pub struct ServeArgs {
     /// How long requests in flight may take to finish after that
     #[arg(long, env = "HAWKEYE_DRAIN_TIMEOUT", value_name = "TIME", default_value = "25s", value_parser = duration, help_heading = "HTTP")]
     pub drain_timeout: Duration,
+}
+
+/// What is expected of the device.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Device")]
+pub struct ExpectArgs {
+    /// Device that this process is meant for: cuda, mps or cpu [default: the one that --device names]
+    #[arg(long, env = "HAWKEYE_EXPECT_DEVICE")]
+    pub expect_device: Option<DeviceKind>,
+    /// When it gets another one: exit with an error, deny (stay alive, but never be ready) or degrade (serve on the CPU
+    /// and say so)
+    #[arg(long, env = "HAWKEYE_ON_MISMATCH", default_value = "exit", ignore_case = true)]
+    pub on_mismatch: OnMismatch,
+}
+
+impl ModelArgs {
+    /// What these settings ask for; without more of them a device that is named and missing is an error.
+    pub fn expectation(&self, expect: Option<&ExpectArgs>) -> Expectation {
+        Expectation {
+            device: expect
+                .and_then(|expect| expect.expect_device)
+                .or_else(|| self.device.named()),
+            dtype: self.dtype,
+            batch_size: self.batch_size.map(|size| size as usize),
+            on_mismatch: expect.map_or(OnMismatch::Exit, |expect| expect.on_mismatch),
+        }
+    }
 }
 
 /// What a request may cost.
@@ -253,7 +284,6 @@ fn bytes(text: &str) -> Result<usize, String> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
-    use hawkeye_pipeline::device::DeviceKind;
 
     fn serve_args(args: &[&str]) -> Result<ServeArgs, clap::Error> {
         let cli = Cli::try_parse_from([&["hawkeye-inference", "serve"], args].concat())?;
@@ -288,6 +318,21 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_is_named_is_expected() {
+        let expectation = |args: &[&str]| {
+            let args = serve_args(args).expect("valid");
+            args.model.expectation(Some(&args.expect))
+        };
+        assert_eq!(expectation(&[]).device, None);
+        assert_eq!(expectation(&["--device", "cuda"]).device, Some(DeviceKind::Cuda));
+        let both = expectation(&["--device", "cpu", "--expect-device", "Cuda", "--on-mismatch", "DENY"]);
+        assert_eq!(
+            (both.device, both.on_mismatch),
+            (Some(DeviceKind::Cuda), OnMismatch::Deny)
+        );
+    }
+
+    #[test]
     fn nonsense_is_refused() {
         for bad in [
             ["--min-confidence", "1.5"],
@@ -298,6 +343,8 @@ mod tests {
             ["--max-body-bytes", "lots"],
             ["--batch-size", "0"],
             ["--device", "tpu"],
+            ["--expect-device", "auto"],
+            ["--on-mismatch", "shrug"],
         ] {
             assert!(serve_args(&bad).is_err(), "{bad:?}");
         }

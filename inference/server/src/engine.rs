@@ -3,22 +3,27 @@
 //! Jobs come through a channel of one place, so that one is prepared while one runs; the long queue in front of it is
 //! the admission in [`crate::routes`], where waiting costs no decoded picture.
 
+use crate::device::{Cuda, Denied};
 use crate::metrics::{Metrics, Stage};
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::DeviceKind;
 use hawkeye_pipeline::parser::{ParseOptions, Parsed, Parser};
-use image::RgbImage;
+use image::{Rgb, RgbImage};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Failures of the device in a row, without a success between, after which the process is reported as not alive: a GPU
 /// that faulted stays faulted for the life of the process.
 const DEAD_AFTER: u32 = 5;
+
+/// Width and height of the picture that is parsed once before the first request, in pixels: a common screen, so that
+/// kernels, memory and caches are those of real work.
+pub const WARM_UP_SIZE: (u32, u32) = (1280, 720);
 
 /// One model of the bundle, as loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +45,16 @@ pub struct ModelInfo {
     pub device: DeviceKind,
     /// `NVIDIA …`, `Apple Silicon (arm64)`, `CPU (x86_64)`.
     pub device_name: String,
+    /// Crops in one batch.
+    pub batch_size: usize,
+    /// CPU threads of one operation.
+    pub threads: usize,
+    /// The GPU, on CUDA.
+    pub cuda: Option<Cuda>,
+    /// Why the device is not the one that is expected, if it is not.
+    pub mismatch: Option<String>,
+    /// How long the first parse took; measured by the engine, whatever a loader says.
+    pub warm_up: Duration,
     /// Folder of the bundle.
     pub bundle: String,
     /// The icon detector.
@@ -60,6 +75,8 @@ pub enum ModelState {
     Loading,
     /// Ready for jobs.
     Ready(Arc<ModelInfo>),
+    /// The device is not the one that is expected, and no other is wanted; for this reason.
+    Denied(Arc<str>),
     /// Could not be loaded, for this reason.
     Failed(Arc<str>),
 }
@@ -95,11 +112,11 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread, which first calls `load`.
+    /// Starts the thread, which first calls `load` and parses a made-up screenshot with the options `warm_up`.
     ///
     /// # Errors
     /// When the system refuses a thread.
-    pub fn start<L>(load: L, metrics: Arc<Metrics>) -> std::io::Result<Self>
+    pub fn start<L>(load: L, warm_up: ParseOptions, metrics: Arc<Metrics>) -> std::io::Result<Self>
     where
         L: FnOnce() -> Result<(Parser, ModelInfo), LoadError> + Send + 'static,
     {
@@ -108,7 +125,7 @@ impl Engine {
         let failures = Arc::new(AtomicU32::new(0));
         let counter = Arc::clone(&failures);
         thread::Builder::new().name("device".to_owned()).spawn(move || {
-            if let Some(parser) = load_models(load, &report, &metrics) {
+            if let Some(parser) = load_models(load, &warm_up, &report, &metrics) {
                 work(parser, queue, &counter, &metrics);
             }
         })?;
@@ -162,32 +179,76 @@ impl Engine {
     }
 }
 
-fn load_models<L>(load: L, report: &watch::Sender<ModelState>, metrics: &Metrics) -> Option<Parser>
+fn load_models<L>(
+    load: L,
+    warm_up: &ParseOptions,
+    report: &watch::Sender<ModelState>,
+    metrics: &Metrics,
+) -> Option<Parser>
 where
     L: FnOnce() -> Result<(Parser, ModelInfo), LoadError>,
 {
     let started = Instant::now();
-    let reason = match catch_unwind(AssertUnwindSafe(load)) {
-        Ok(Ok((parser, info))) => {
-            let took = started.elapsed();
+    let loaded = catch_unwind(AssertUnwindSafe(|| {
+        let (mut parser, mut info) = load()?;
+        let loading = started.elapsed();
+        info.warm_up = first_parse(&mut parser, warm_up)?;
+        Ok::<_, LoadError>((parser, info, loading))
+    }));
+    let reason = match loaded {
+        Ok(Ok((parser, info, loading))) => {
             tracing::info!(
                 device = %info.device,
                 device_name = info.device_name,
                 bundle = info.bundle,
                 detector = info.detector.name,
                 dtype = %info.detector.dtype,
-                seconds = took.as_millis() as f64 / 1e3,
+                batch_size = info.batch_size,
+                threads = info.threads,
+                seconds = loading.as_millis() as f64 / 1e3,
+                warm_up_seconds = info.warm_up.as_millis() as f64 / 1e3,
                 "models loaded"
             );
-            metrics.loaded(took);
+            if let Some(cause) = &info.mismatch {
+                tracing::error!(
+                    device = %info.device,
+                    cause,
+                    "DEGRADED: this is not the expected device, and it will be slow"
+                );
+            }
+            metrics.loaded(loading, info.warm_up);
+            metrics.device_mismatch.set(i64::from(info.mismatch.is_some()));
             report.send_replace(ModelState::Ready(Arc::new(info)));
             return Some(parser);
+        }
+        Ok(Err(error)) if error.is::<Denied>() => {
+            let reason = with_causes(error.as_ref());
+            tracing::error!(reason, "DENIED: nothing is served without the expected device");
+            metrics.device_mismatch.set(1);
+            report.send_replace(ModelState::Denied(reason.into()));
+            return None;
         }
         Ok(Err(error)) => with_causes(error.as_ref()),
         Err(panic) => format!("the loader panicked: {}", panic_text(panic.as_ref())),
     };
     report.send_replace(ModelState::Failed(reason.into()));
     None
+}
+
+/// Parses a made-up screenshot, so that no request pays for kernels and memory, and a device that does not work is known
+/// before it is sent any. How long that took.
+fn first_parse(parser: &mut Parser, options: &ParseOptions) -> Result<Duration, LoadError> {
+    let (width, height) = WARM_UP_SIZE;
+    // A light page with a column of dark bars.
+    let screenshot = RgbImage::from_fn(width, height, |x, y| {
+        let bar = (64..320).contains(&x) && y % 48 < 16;
+        Rgb(if bar { [64; 3] } else { [240; 3] })
+    });
+    let started = Instant::now();
+    parser
+        .parse(&screenshot, options)
+        .map_err(|error| format!("the models were loaded but do not run: {}", with_causes(&error)))?;
+    Ok(started.elapsed())
 }
 
 fn work(mut parser: Parser, mut queue: mpsc::Receiver<Job>, failures: &AtomicU32, metrics: &Metrics) {

@@ -41,7 +41,10 @@ fn serve(args: &ServeArgs, format: LogFormat) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };
-    let ended = runtime.block_on(service::run(args, backends::loader(&args.model)));
+    let ended = runtime.block_on(service::run(
+        args,
+        backends::loader(&args.model, args.model.expectation(Some(&args.expect))),
+    ));
     // Work of clients that are gone is not waited for.
     runtime.shutdown_background();
     match ended {
@@ -69,7 +72,11 @@ fn leave(code: i32) -> ! {
 }
 
 fn parse(args: &ParseArgs) -> ExitCode {
-    match one_shot::run(args, backends::loader(&args.model), &mut stdout().lock()) {
+    match one_shot::run(
+        args,
+        backends::loader(&args.model, args.model.expectation(None)),
+        &mut stdout().lock(),
+    ) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, error.exit_code()),
     }

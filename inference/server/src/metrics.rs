@@ -17,11 +17,13 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 pub enum Route {
     Root,
     Health,
+    Device,
     ModelsStatus,
     Parse,
     ParseUpload,
     Livez,
     Readyz,
+    Startupz,
     Metrics,
     Other,
 }
@@ -32,11 +34,13 @@ impl Route {
         match path {
             "/" => Self::Root,
             "/health" => Self::Health,
+            "/device" => Self::Device,
             "/models/status" => Self::ModelsStatus,
             "/parse" => Self::Parse,
             "/parse/upload" => Self::ParseUpload,
             "/livez" => Self::Livez,
             "/readyz" => Self::Readyz,
+            "/startupz" => Self::Startupz,
             "/metrics" => Self::Metrics,
             _ => Self::Other,
         }
@@ -132,7 +136,10 @@ pub struct Metrics {
     pub panics: Counter,
     /// 1 once the models are loaded.
     pub models_loaded: Gauge,
+    /// 1 when the device is not the expected one.
+    pub device_mismatch: Gauge,
     load_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
+    warm_up_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
 
 fn seconds_histogram() -> Histogram {
@@ -156,8 +163,8 @@ impl Metrics {
         let stages = Family::<StageLabels, Histogram>::new_with_constructor(seconds_histogram);
         let elements = Histogram::new(exponential_buckets(1.0, 2.0, 10));
         let (held, abandoned, panics) = (Gauge::default(), Counter::default(), Counter::default());
-        let models_loaded = Gauge::default();
-        let load_seconds = Gauge::default();
+        let (models_loaded, device_mismatch) = (Gauge::default(), Gauge::default());
+        let (load_seconds, warm_up_seconds) = (Gauge::default(), Gauge::default());
 
         registry.register("http_requests", "HTTP requests", http_requests.clone());
         registry.register_with_unit(
@@ -196,6 +203,17 @@ impl Metrics {
             Unit::Seconds,
             load_seconds.clone(),
         );
+        registry.register(
+            "device_mismatch",
+            "1 when the device is not the expected one",
+            device_mismatch.clone(),
+        );
+        registry.register_with_unit(
+            "warm_up",
+            "Time of the first parse, of a made-up screenshot",
+            Unit::Seconds,
+            warm_up_seconds.clone(),
+        );
 
         Self {
             registry,
@@ -208,7 +226,9 @@ impl Metrics {
             abandoned,
             panics,
             models_loaded,
+            device_mismatch,
             load_seconds,
+            warm_up_seconds,
         }
     }
 
@@ -236,10 +256,11 @@ impl Metrics {
         self.elements.observe(count as f64);
     }
 
-    /// Records that the models are loaded.
-    pub fn loaded(&self, took: Duration) {
+    /// Records that the models are loaded, and how long loading and the first parse took.
+    pub fn loaded(&self, loading: Duration, warm_up: Duration) {
         self.models_loaded.set(1);
-        self.load_seconds.set(took.as_secs_f64());
+        self.load_seconds.set(loading.as_secs_f64());
+        self.warm_up_seconds.set(warm_up.as_secs_f64());
     }
 
     /// The OpenMetrics text.
@@ -263,7 +284,7 @@ mod tests {
         metrics.http(Route::ParseUpload, Code::Success, Duration::from_millis(12));
         metrics.outcome(Outcome::TooLarge);
         metrics.stage(Stage::Detect, Duration::from_millis(3));
-        metrics.loaded(Duration::from_secs(2));
+        metrics.loaded(Duration::from_secs(2), Duration::from_millis(500));
         let text = metrics.render().expect("renders");
         for line in [
             "hawkeye_http_requests_total{route=\"ParseUpload\",code=\"Success\"} 1",
@@ -271,6 +292,8 @@ mod tests {
             "hawkeye_parse_stage_duration_seconds_count{stage=\"Detect\"} 1",
             "hawkeye_models_loaded 1",
             "hawkeye_model_load_seconds 2.0",
+            "hawkeye_warm_up_seconds 0.5",
+            "hawkeye_device_mismatch 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

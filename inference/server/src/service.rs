@@ -2,7 +2,7 @@
 
 use crate::config::ServeArgs;
 use crate::engine::{Engine, LoadError, ModelInfo};
-use crate::input::Settings;
+use crate::input::{Options, Settings};
 use crate::metrics::Metrics;
 use crate::routes::{App, RequestLimits, router};
 use crate::serve::{Ended, Limits, serve};
@@ -57,11 +57,12 @@ where
     let signals = tokio::spawn(follow_signals(sender.clone()));
 
     let metrics = Arc::new(Metrics::new());
-    let engine = Engine::start(load, Arc::clone(&metrics))?;
     let settings = Settings {
         profile: args.model.profile,
         min_confidence: args.model.min_confidence,
     };
+    let warm_up = Options::default().for_pipeline(settings);
+    let engine = Engine::start(load, warm_up, Arc::clone(&metrics))?;
     let limits = RequestLimits {
         max_body_bytes: args.limits.max_body_bytes,
         max_pixels: args.limits.max_pixels,
@@ -75,6 +76,7 @@ where
         settings,
         limits,
         &args.model.device.to_string(),
+        args.model.expectation(Some(&args.expect)),
     );
     tracing::info!(%address, profile = %settings.profile, "listening; models are being loaded");
 

@@ -383,7 +383,8 @@ async fn while_models_load_the_port_answers_and_says_so() {
     assert_eq!(parse.status(), StatusCode::SERVICE_UNAVAILABLE);
     let health = service.get("/health").await;
     assert_eq!(health.status(), StatusCode::OK);
-    let wanted = json!({ "status": "unhealthy", "version": "1.0.0", "device": "auto", "models_loaded": false });
+    let wanted = json!({ "status": "unhealthy", "version": "1.0.0", "device": "auto", "models_loaded": false,
+                         "device_mismatch": null });
     assert_eq!(health.json::<Value>().await.unwrap(), wanted);
     let status: Value = service.get("/models/status").await.json().await.unwrap();
     assert_eq!(status["icon_detector"]["loaded"], false);

@@ -13,11 +13,23 @@ pub enum DeviceError {
     Mps(&'static str),
 }
 
+/// What the driver says about the GPU in use.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CudaFacts {
+    /// Version of the kernel driver, e.g. `580.65.06`, if it can be read.
+    pub driver: Option<String>,
+    /// Newest CUDA release that the driver serves, e.g. `13.0`.
+    pub version: String,
+    /// Memory of the GPU in bytes; with unified memory, that of the machine.
+    pub memory_bytes: u64,
+}
+
 /// An opened device.
 #[derive(Debug, Clone)]
 pub struct Device {
     kind: DeviceKind,
     name: String,
+    cuda: Option<CudaFacts>,
 }
 
 impl Device {
@@ -47,6 +59,11 @@ impl Device {
         &self.name
     }
 
+    /// About the GPU, on CUDA, if its driver tells.
+    pub const fn cuda(&self) -> Option<&CudaFacts> {
+        self.cuda.as_ref()
+    }
+
     pub(crate) const fn torch(&self) -> tch::Device {
         match self.kind {
             DeviceKind::Cuda => tch::Device::Cuda(0),
@@ -54,6 +71,11 @@ impl Device {
             DeviceKind::Cpu => tch::Device::Cpu,
         }
     }
+}
+
+/// Number of CPU threads of one libtorch operation.
+pub fn threads() -> usize {
+    usize::try_from(tch::get_num_threads()).unwrap_or(1)
 }
 
 /// Sets the number of CPU threads of one libtorch operation, for the whole process.
@@ -65,6 +87,7 @@ fn cpu() -> Device {
     Device {
         kind: DeviceKind::Cpu,
         name: format!("CPU ({})", std::env::consts::ARCH),
+        cuda: None,
     }
 }
 
@@ -76,6 +99,7 @@ fn open_mps() -> Result<Device, DeviceError> {
     Ok(Device {
         kind: DeviceKind::Mps,
         name: "Apple Silicon (arm64)".to_owned(),
+        cuda: None,
     })
 }
 
@@ -92,16 +116,19 @@ fn open_cuda() -> Result<Device, DeviceError> {
 #[cfg(target_os = "linux")]
 fn open_cuda() -> Result<Device, DeviceError> {
     // The binary links libtorch_cpu only. Asking for CUDA before libtorch_cuda is open makes "no CUDA" final for the process.
-    let opened = cuda::open_libtorch_cuda();
-    if let Err(error) = opened {
-        return Err(DeviceError::Cuda(format!("libtorch_cuda cannot be opened ({error})")));
+    if let Err(error) = cuda::open_libtorch_cuda() {
+        return Err(DeviceError::Cuda(format!("libtorch_cuda.so cannot be opened: {error}")));
     }
-    if !tch::Cuda::is_available() || tch::Cuda::device_count() < 1 {
-        return Err(DeviceError::Cuda(
-            "libtorch finds no GPU; is a driver installed and a GPU given to this process?".into(),
-        ));
+    let usable = tch::Cuda::is_available() && tch::Cuda::device_count() > 0;
+    let driver = cuda::ask_driver();
+    if !usable {
+        let variable = |name: &str| std::env::var(name).ok();
+        return Err(DeviceError::Cuda(why_no_gpu(driver.err(), variable)));
     }
-    let name = cuda::device_name().unwrap_or_else(|| "GPU of unknown name".to_owned());
+    let (name, facts) = match driver {
+        Ok((name, facts)) => (name, Some(facts)),
+        Err(_) => ("GPU of unknown name".to_owned(), None),
+    };
     let name = if name.starts_with("NVIDIA") {
         name
     } else {
@@ -110,11 +137,27 @@ fn open_cuda() -> Result<Device, DeviceError> {
     Ok(Device {
         kind: DeviceKind::Cuda,
         name,
+        cuda: facts,
     })
+}
+
+/// Why libtorch finds no GPU, as far as the driver and the container's settings tell.
+#[cfg(target_os = "linux")]
+fn why_no_gpu(driver: Option<String>, variable: impl Fn(&str) -> Option<String>) -> String {
+    let driver = driver.unwrap_or_else(|| "the driver shows a GPU that this libtorch cannot use".to_owned());
+    let settings: Vec<String> = ["NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"]
+        .into_iter()
+        .filter_map(|name| Some(format!("{name}={:?}", variable(name)?)))
+        .collect();
+    if settings.is_empty() {
+        return format!("no GPU is visible: {driver}");
+    }
+    format!("no GPU is visible ({}): {driver}", settings.join(", "))
 }
 
 #[cfg(target_os = "linux")]
 mod cuda {
+    use super::CudaFacts;
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY, Symbol};
     use std::{
         ffi::{CStr, OsString, c_char, c_int},
@@ -156,25 +199,47 @@ mod cuda {
         library.exists().then(|| library.into_os_string())
     }
 
-    /// The driver's name for the first GPU that this process sees.
+    /// Name and facts of the first GPU that this process sees, or why the driver shows none.
     #[allow(unsafe_code)]
-    pub(super) fn device_name() -> Option<String> {
+    pub(super) fn ask_driver() -> Result<(String, CudaFacts), String> {
         type Init = unsafe extern "C" fn(u32) -> c_int;
         type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
         type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+        type Version = unsafe extern "C" fn(*mut c_int) -> c_int;
+        type Memory = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
+        let missing = |error: libloading::Error| format!("the driver's library cannot be used: {error}");
+        let done = |what: &str, code: c_int| match code {
+            0 => Ok(()),
+            code => Err(format!("{what} fails with CUDA error {code}")),
+        };
         let mut buffer: [c_char; 256] = [0; 256];
-        // SAFETY: the three functions have these signatures since CUDA 2; the buffer outlives the call and its length is
+        let (mut device, mut version, mut memory): (c_int, c_int, usize) = (0, 0, 0);
+        // SAFETY: the functions have these signatures since CUDA 3.2; the buffer outlives the call and its length is
         // given. The driver library is in use by libtorch and is never closed.
-        unsafe {
-            let driver = Library::open(Some("libcuda.so.1"), RTLD_LAZY).ok()?;
-            let init: Symbol<Init> = driver.get(b"cuInit\0").ok()?;
-            let get: Symbol<Get> = driver.get(b"cuDeviceGet\0").ok()?;
-            let name: Symbol<Name> = driver.get(b"cuDeviceGetName\0").ok()?;
-            let mut device: c_int = 0;
-            let named = init(0) == 0 && get(&raw mut device, 0) == 0 && name(buffer.as_mut_ptr(), 255, device) == 0;
+        let name = unsafe {
+            let driver = Library::open(Some("libcuda.so.1"), RTLD_LAZY).map_err(missing)?;
+            let init: Symbol<Init> = driver.get(b"cuInit\0").map_err(missing)?;
+            let get: Symbol<Get> = driver.get(b"cuDeviceGet\0").map_err(missing)?;
+            let name: Symbol<Name> = driver.get(b"cuDeviceGetName\0").map_err(missing)?;
+            let release: Symbol<Version> = driver.get(b"cuDriverGetVersion\0").map_err(missing)?;
+            let total: Symbol<Memory> = driver.get(b"cuDeviceTotalMem_v2\0").map_err(missing)?;
+            let asked = done("cuInit", init(0))
+                .and_then(|()| done("cuDeviceGet", get(&raw mut device, 0)))
+                .and_then(|()| done("cuDeviceGetName", name(buffer.as_mut_ptr(), 255, device)))
+                .and_then(|()| done("cuDriverGetVersion", release(&raw mut version)))
+                .and_then(|()| done("cuDeviceTotalMem", total(&raw mut memory, device)));
             std::mem::forget(driver);
-            named.then(|| CStr::from_ptr(buffer.as_ptr()).to_string_lossy().into_owned())
-        }
+            asked?;
+            CStr::from_ptr(buffer.as_ptr()).to_string_lossy().into_owned()
+        };
+        let facts = CudaFacts {
+            driver: fs::read_to_string("/sys/module/nvidia/version")
+                .ok()
+                .map(|text| text.trim().to_owned()),
+            version: format!("{}.{}", version / 1000, version % 1000 / 10),
+            memory_bytes: memory as u64,
+        };
+        Ok((name, facts))
     }
 }
 
@@ -196,6 +261,18 @@ mod tests {
         assert_eq!(
             error.to_string(),
             "the device mps is not there: only builds for macOS have it"
+        );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_missing_gpu_is_explained_with_what_hides_it() {
+        let unset = why_no_gpu(Some("cuInit fails with CUDA error 100".into()), |_| None);
+        assert_eq!(unset, "no GPU is visible: cuInit fails with CUDA error 100");
+        let hidden = why_no_gpu(None, |name| (name == "NVIDIA_VISIBLE_DEVICES").then(|| "void".into()));
+        assert!(
+            hidden.starts_with("no GPU is visible (NVIDIA_VISIBLE_DEVICES=\"void\"): the driver shows"),
+            "{hidden}"
         );
     }
 }

@@ -9,7 +9,7 @@ mod module;
 mod reader;
 
 pub use detector::TorchDetector;
-pub use device::{Device, DeviceError, set_threads};
+pub use device::{CudaFacts, Device, DeviceError, set_threads, threads};
 pub use reader::TorchReader;
 
 use hawkeye_pipeline::{
@@ -71,6 +71,8 @@ pub struct Loaded {
     pub device: DeviceKind,
     /// `NVIDIA …`, `Apple Silicon (arm64)` or `CPU (x86_64)`.
     pub device_name: String,
+    /// About the GPU, on CUDA.
+    pub cuda: Option<CudaFacts>,
     /// The detector, then the text detector and recogniser if the bundle has them.
     pub models: Vec<LoadedModel>,
 }
@@ -148,6 +150,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
         reader,
         device: device.kind(),
         device_name: device.name().to_owned(),
+        cuda: device.cuda().cloned(),
         models,
     })
 }

@@ -1,9 +1,12 @@
-//! `/`, `/health`, `/models/status`: never wait for the device.
+//! `/`, `/health`, `/device`, `/models/status`: never wait for the device.
 
 use super::App;
 use crate::api::{API_VERSION, Health, ModelsStatus, SERVICE_INFO, ServiceInfo};
+use crate::device::DeviceReport;
+use crate::engine::ModelState;
 use axum::Json;
 use axum::extract::State;
+use std::sync::Arc;
 
 pub(super) async fn root() -> Json<ServiceInfo> {
     Json(SERVICE_INFO)
@@ -11,14 +14,24 @@ pub(super) async fn root() -> Json<ServiceInfo> {
 
 /// Always 200, as in the Python service: the status is in the body.
 pub(super) async fn health(State(app): State<App>) -> Json<Health> {
-    let info = app.models().ok();
+    let (info, device_mismatch) = match app.engine.state() {
+        ModelState::Ready(info) => (Some(Arc::clone(&info)), info.mismatch.clone()),
+        ModelState::Denied(reason) => (None, Some(reason.to_string())),
+        ModelState::Loading | ModelState::Failed(_) => (None, None),
+    };
     let healthy = info.is_some() && app.engine.is_alive();
     Json(Health {
         status: if healthy { "healthy" } else { "unhealthy" },
         version: API_VERSION,
         models_loaded: info.is_some(),
         device: info.map_or_else(|| app.device_setting.to_string(), |info| info.device.name().to_owned()),
+        device_mismatch,
     })
+}
+
+/// Always 200: what is not known yet is null.
+pub(super) async fn device(State(app): State<App>) -> Json<DeviceReport> {
+    Json(DeviceReport::new(&app.engine.state(), &app.expectation))
 }
 
 pub(super) async fn models_status(State(app): State<App>) -> Json<ModelsStatus> {

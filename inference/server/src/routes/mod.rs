@@ -4,6 +4,7 @@ mod info;
 mod parse;
 mod probes;
 
+use crate::device::Expectation;
 use crate::engine::{Engine, ModelInfo, ModelState};
 use crate::error::ApiError;
 use crate::input::Settings;
@@ -57,6 +58,7 @@ pub struct App {
     limits: RequestLimits,
     /// The device that was asked for, shown until it is known which it is.
     device_setting: Arc<str>,
+    expectation: Expectation,
     admission: Arc<Semaphore>,
     decoded: Arc<Semaphore>,
     /// Microseconds that the last parses took on the device: a moving average for `Retry-After`.
@@ -84,6 +86,7 @@ impl App {
         settings: Settings,
         limits: RequestLimits,
         device_setting: &str,
+        expectation: Expectation,
     ) -> Self {
         Self {
             engine,
@@ -92,6 +95,7 @@ impl App {
             settings,
             limits,
             device_setting: device_setting.into(),
+            expectation,
             admission: Arc::new(Semaphore::new(limits.queue.min(Semaphore::MAX_PERMITS))),
             decoded: Arc::new(Semaphore::new(MAX_DECODED)),
             mean_micros: Arc::new(AtomicU64::new(0)),
@@ -103,6 +107,7 @@ impl App {
         let reason = match self.engine.state() {
             ModelState::Ready(info) => return Ok(info),
             ModelState::Loading => "The models are still being loaded".to_owned(),
+            ModelState::Denied(reason) => format!("This service may run on no other device: {reason}"),
             ModelState::Failed(reason) => format!("The models could not be loaded: {reason}"),
         };
         Err(ApiError::Unready {
@@ -154,9 +159,11 @@ pub fn router(app: App) -> Router {
     Router::new()
         .route("/", get(info::root))
         .route("/health", get(info::health))
+        .route("/device", get(info::device))
         .route("/models/status", get(info::models_status))
         .route("/parse", post(parse::parse))
         .route("/parse/upload", post(parse::upload))
+        .route("/startupz", get(probes::startupz))
         .route("/livez", get(probes::livez))
         .route("/readyz", get(probes::readyz))
         .route("/metrics", get(probes::metrics))

@@ -1,6 +1,7 @@
-//! `/livez`, `/readyz`, `/metrics`.
+//! `/startupz`, `/livez`, `/readyz`, `/metrics`.
 
 use super::App;
+use crate::engine::ModelState;
 use crate::error::ApiError;
 use crate::metrics::CONTENT_TYPE;
 use crate::shutdown::Phase;
@@ -15,6 +16,15 @@ pub(super) async fn livez(State(app): State<App>) -> Response {
         "ok\n".into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the device keeps failing\n").into_response()
+    }
+}
+
+/// 200 once it is settled what runs here, also when that is nothing, because the expected device is missing: another start
+/// would not bring it, and `/readyz` says no.
+pub(super) async fn startupz(State(app): State<App>) -> Response {
+    match app.models() {
+        Err(error) if !matches!(app.engine.state(), ModelState::Denied(_)) => error.into_response(),
+        _ => "ok\n".into_response(),
     }
 }
 

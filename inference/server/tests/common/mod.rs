@@ -2,7 +2,8 @@
 
 #![allow(dead_code)] // Each test program uses a part.
 
-use hawkeye_inference::engine::{Engine, LoadError, ModelEntry, ModelInfo};
+use hawkeye_inference::device::{Expectation, OnMismatch};
+use hawkeye_inference::engine::{Engine, LoadError, ModelEntry, ModelInfo, WARM_UP_SIZE};
 use hawkeye_inference::input::Settings;
 use hawkeye_inference::metrics::Metrics;
 use hawkeye_inference::routes::{App, RequestLimits, router};
@@ -12,7 +13,7 @@ use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::DeviceKind;
 use hawkeye_pipeline::geometry::Rect;
 use hawkeye_pipeline::model::{Detection, Detector, ModelError, TextLine, TextReader};
-use hawkeye_pipeline::parser::Parser;
+use hawkeye_pipeline::parser::{ParseOptions, Parser};
 use hawkeye_pipeline::profile::Profile;
 use image::RgbImage;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,6 +26,9 @@ use tokio::task::JoinHandle;
 pub const PANIC_WIDTH: u32 = 13;
 /// Width of a picture that makes the fake detector fail.
 pub const FAIL_WIDTH: u32 = 17;
+
+/// How long the fake detector takes for the engine's first parse.
+pub const WARM_UP_TIME: Duration = Duration::from_millis(20);
 
 /// A gate that holds the fake detector until it is opened, and counts who came.
 #[derive(Debug)]
@@ -64,6 +68,11 @@ struct FakeDetector(Arc<Gate>);
 
 impl Detector for FakeDetector {
     fn detect(&mut self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<Detection>, ModelError> {
+        // The first parse is the engine's own.
+        if screenshot.dimensions() == WARM_UP_SIZE {
+            std::thread::sleep(WARM_UP_TIME);
+            return Ok(Vec::new());
+        }
         self.0.pass();
         match screenshot.width() {
             PANIC_WIDTH => panic!("the fake was told to panic"),
@@ -114,6 +123,11 @@ pub fn model_info() -> ModelInfo {
     ModelInfo {
         device: DeviceKind::Cpu,
         device_name: "CPU (fake)".to_owned(),
+        batch_size: 16,
+        threads: 2,
+        cuda: None,
+        mismatch: None,
+        warm_up: Duration::ZERO,
         bundle: "/models".to_owned(),
         detector: entry("icons", "yolo11m"),
         readers: vec![entry("lines", "db"), entry("letters", "ctc")],
@@ -143,15 +157,29 @@ pub fn limits() -> RequestLimits {
     }
 }
 
+/// Nothing that `model_info` does not fulfil.
+pub fn expectation() -> Expectation {
+    Expectation {
+        device: None,
+        dtype: DType::Float32,
+        batch_size: None,
+        on_mismatch: OnMismatch::Exit,
+    }
+}
+
 pub async fn start_with(load: Load, limits: RequestLimits) -> Service {
+    start_expecting(load, limits, expectation()).await
+}
+
+pub async fn start_expecting(load: Load, limits: RequestLimits, expectation: Expectation) -> Service {
     let metrics = Arc::new(Metrics::new());
-    let engine = Engine::start(load, Arc::clone(&metrics)).unwrap();
+    let engine = Engine::start(load, ParseOptions::default(), Arc::clone(&metrics)).unwrap();
     let (stop, phase) = phase();
     let settings = Settings {
         profile: Profile::Balanced,
         min_confidence: 0.05,
     };
-    let app = App::new(engine.clone(), metrics, phase, settings, limits, "auto");
+    let app = App::new(engine.clone(), metrics, phase, settings, limits, "auto", expectation);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let times = Limits {
