@@ -71,6 +71,9 @@ pub struct RunArgs {
     /// How long a node whose labels vanished keeps its hardware class, e.g. 5m; 0s for not at all
     #[arg(long, env = "HAWKEYE_LABEL_GRACE", default_value = "5m", value_parser = parse_duration)]
     pub label_grace: Duration,
+    /// Pods that are asked at the same time what they compute on; 0 asks none, and then no device is ever verified
+    #[arg(long, env = "HAWKEYE_DEVICE_CHECKS", default_value_t = 16, value_parser = clap::value_parser!(u16).range(0..=256))]
+    pub device_checks: u16,
 
     /// Form of the log on standard error; which lines it holds is set by RUST_LOG
     #[arg(long, env = "HAWKEYE_LOG_FORMAT", value_enum, default_value = "json")]

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    controller::{apply::Memory, observe::World, planner::Plans},
+    controller::{apply::Memory, observe::World, planner::Plans, verify::Devices},
     events::Throttle,
     hardware::{Images, ModelDefaults},
     metrics::Metrics,
@@ -52,6 +52,8 @@ pub struct Context {
     pub throttle: Throttle,
     /// What was applied last.
     pub memory: Arc<Memory>,
+    /// What pods were found to compute on.
+    pub devices: Arc<Devices>,
     /// Waits after failures.
     pub backoff: Backoff,
     /// Objects that do not decode and whose status says so.

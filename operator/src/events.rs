@@ -132,6 +132,13 @@ pub fn notices(old: Option<&HawkeyeDeploymentStatus>, new: &HawkeyeDeploymentSta
             _ => {}
         }
     }
+    if let Some(now) = after(ConditionType::DeviceVerified).filter(|now| now.status == ConditionStatus::False)
+        && changed(before(ConditionType::DeviceVerified).as_ref(), &now)
+        // Degraded has said the same.
+        && after(ConditionType::Degraded).is_none_or(|degraded| degraded.reason != now.reason)
+    {
+        say(true, &now.reason, &now.message);
+    }
     if let Some(now) = after(ConditionType::Available) {
         let was = before(ConditionType::Available).is_some_and(|was| was.status == ConditionStatus::True);
         match (was, now.status == ConditionStatus::True) {

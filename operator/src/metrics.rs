@@ -35,6 +35,22 @@ struct ByVerb {
     verb: Verb,
 }
 
+/// What came of asking a pod for its device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)]
+pub enum DeviceCheck {
+    Verified,
+    Differs,
+    Loading,
+    NoAnswer,
+    Unreadable,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByOutcome {
+    outcome: DeviceCheck,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByKind {
     kind: ErrorKind,
@@ -54,6 +70,7 @@ pub struct Metrics {
     nodes: Gauge,
     unclassified: Gauge<i64, std::sync::atomic::AtomicI64>,
     events: Counter<u64, AtomicU64>,
+    checks: Family<ByOutcome, Counter>,
 }
 
 impl Default for Metrics {
@@ -71,6 +88,7 @@ impl Default for Metrics {
             nodes: Gauge::default(),
             unclassified: Gauge::default(),
             events: Counter::default(),
+            checks: Family::default(),
         };
         registry.register("reconciles", "Reconciles that were started", metrics.reconciles.clone());
         registry.register(
@@ -109,6 +127,11 @@ impl Default for Metrics {
             "Nodes that no class admits",
             metrics.unclassified.clone(),
         );
+        registry.register(
+            "device_checks",
+            "Pods that were asked what they compute on, by what came of it",
+            metrics.checks.clone(),
+        );
         registry.register("notices", "Events that were published", metrics.events.clone());
         Self {
             registry: Arc::new(registry),
@@ -132,6 +155,11 @@ impl Metrics {
     /// One watch failed.
     pub fn watch_failed(&self) {
         self.watch_errors.inc();
+    }
+
+    /// A pod was asked what it computes on.
+    pub fn checked(&self, outcome: DeviceCheck) {
+        self.checks.get_or_create(&ByOutcome { outcome }).inc();
     }
 
     /// Events were published.

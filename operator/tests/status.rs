@@ -12,6 +12,7 @@ use hawkeye_operator::{
     controller::{
         apply::Applied,
         build::{self, Owner},
+        device::Verdict,
         observe::{Pod, held, taken},
         status::{Facts, status},
     },
@@ -65,6 +66,7 @@ struct Case {
     nodes: Vec<NodeFacts>,
     spec: &'static str,
     pods: Vec<Arc<Pod>>,
+    verdict: fn(&Pod) -> Verdict,
     change: fn(&mut Applied),
     now: &'static str,
 }
@@ -75,6 +77,7 @@ impl Default for Case {
             nodes: vec![node("cpu-amd64")],
             spec: "{}",
             pods: Vec::new(),
+            verdict: |_| Verdict::Verified,
             change: |_| {},
             now: THEN,
         }
@@ -107,6 +110,7 @@ impl Case {
             plan: &plan,
             applied: plan.refused.is_none().then_some(&applied),
             pods: &self.pods,
+            verdict: &self.verdict,
             image_volume: true,
             blind_spot: None,
             now: self.now,

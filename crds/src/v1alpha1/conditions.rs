@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What is observed: Accepted, Placed, Available or Degraded.
+    /// What is observed: Accepted, Placed, Available, DeviceVerified or Degraded.
     #[serde(rename = "type")]
     #[schemars(length(max = 64))]
     pub type_: String,
@@ -80,6 +80,8 @@ words! {
         Placed,
         /// At least one pod answers.
         Available,
+        /// Every ready pod was asked, and runs on the device of its pool with its number format and batch size.
+        DeviceVerified,
         /// Some replicas run on a lesser device than the one asked for, or than the best that the cluster has.
         Degraded,
     }
@@ -150,6 +152,14 @@ words! {
         DeviceUnavailable,
         /// Everything runs on the device asked for.
         AsAsked,
+        /// Every ready pod runs as its pool says.
+        Verified,
+        /// A pod came up on another device than its pool's, or without it and serves nothing.
+        DeviceMismatch,
+        /// A pod runs with another number format or batch size than its pool's.
+        SettingsMismatch,
+        /// What the ready pods run on is not known: there is none, or some give no answer.
+        NotVerified,
         /// A node shows a GPU that it does not offer in a form that any class knows.
         UnsupportedGpuResource,
         /// No class takes a node of this operating system or architecture, or with these labels.

@@ -32,6 +32,7 @@ use super::{
     printcolumn(name = "Replicas", type_ = "integer", json_path = ".spec.replicas", description = "Replicas asked for"),
     printcolumn(name = "Ready", type_ = "integer", json_path = ".status.readyReplicas", description = "Pods that are ready"),
     printcolumn(name = "Pools", type_ = "string", json_path = ".status.poolSummary", description = "Ready pods of planned pods for each hardware class"),
+    printcolumn(name = "Verified", type_ = "string", json_path = ".status.conditions[?(@.type=='DeviceVerified')].status", description = "Whether every ready pod was found to run on the device of its pool"),
     printcolumn(name = "Status", type_ = "string", json_path = ".status.summary", description = "Ready, or why not"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Device", type_ = "string", json_path = ".spec.device", priority = 1),
@@ -221,11 +222,13 @@ pub struct PoolOverride {
 }
 
 /// Names that the operator sets itself. A second value would make the status untrue, so the schema refuses them.
-pub const RESERVED_ENV: [&str; 9] = [
+pub const RESERVED_ENV: [&str; 11] = [
     "HAWKEYE_BUNDLE",
     "OMNIPARSER_HOST",
     "OMNIPARSER_PORT",
     "OMNIPARSER_DEVICE",
+    "HAWKEYE_EXPECT_DEVICE",
+    "HAWKEYE_ON_MISMATCH",
     "OMNIPARSER_PERFORMANCE_PROFILE",
     "OMNIPARSER_BATCH_SIZE",
     "OMNIPARSER_MODEL_DTYPE",
@@ -235,7 +238,7 @@ pub const RESERVED_ENV: [&str; 9] = [
 
 /// An environment variable of the parser's container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("!(self.name in ['HAWKEYE_BUNDLE', 'OMNIPARSER_HOST', 'OMNIPARSER_PORT', 'OMNIPARSER_DEVICE', 'OMNIPARSER_PERFORMANCE_PROFILE', 'OMNIPARSER_BATCH_SIZE', 'OMNIPARSER_MODEL_DTYPE', 'OMP_NUM_THREADS', 'NVIDIA_VISIBLE_DEVICES'])").message("env must not set a variable that the operator sets: use profile, device, dtype, batchSize, cpu and model instead").field_path(".name"))]
+#[x_kube(validation = Rule::new("!(self.name in ['HAWKEYE_BUNDLE', 'OMNIPARSER_HOST', 'OMNIPARSER_PORT', 'OMNIPARSER_DEVICE', 'HAWKEYE_EXPECT_DEVICE', 'HAWKEYE_ON_MISMATCH', 'OMNIPARSER_PERFORMANCE_PROFILE', 'OMNIPARSER_BATCH_SIZE', 'OMNIPARSER_MODEL_DTYPE', 'OMP_NUM_THREADS', 'NVIDIA_VISIBLE_DEVICES'])").message("env must not set a variable that the operator sets: use profile, device, fallback, dtype, batchSize, cpu and model instead").field_path(".name"))]
 pub struct EnvVar {
     /// Name of the variable.
     #[schemars(length(min = 1, max = 128), regex(pattern = "^[A-Za-z_][A-Za-z0-9_]*$"))]

@@ -47,7 +47,7 @@ pub struct HawkeyeDeploymentStatus {
     #[schemars(length(max = 64))]
     pub pools: Vec<PoolStatus>,
 
-    /// Accepted, Placed, Available and Degraded, each with its reason and what to do.
+    /// Accepted, Placed, Available, DeviceVerified and Degraded, each with its reason and what to do.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]
@@ -75,6 +75,9 @@ pub struct PoolStatus {
     pub replicas: i32,
     /// Pods that are ready.
     pub ready: i32,
+    /// Pods that are ready and were found to run on the pool's device, with its number format and batch size.
+    #[serde(default)]
+    pub verified: i32,
     /// Why the pool is as it is, in one word.
     pub reason: String,
     /// Why the pool is as it is, in a sentence.

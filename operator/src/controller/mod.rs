@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod build;
 pub mod class_status;
+pub mod device;
 pub mod nodes;
 pub mod observe;
 pub mod plan;
@@ -13,4 +14,5 @@ pub mod scope;
 pub mod starting;
 pub mod status;
 pub mod strategy;
+pub mod verify;
 pub mod waiting;

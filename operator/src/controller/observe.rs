@@ -15,11 +15,12 @@ use kube::{
     core::DeserializeGuard,
     runtime::reflector::{Store, store::WriterDropped},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use super::{
     apply::{APPLIED, Observed, owned_by},
-    build::{CLASS_LABEL, INSTANCE_LABEL, MANAGER, Owner},
+    build::{CLASS_LABEL, CONTAINER, DEVICE_ENV, INSTANCE_LABEL, MANAGER, Owner},
+    device::Asked,
     nodes::Nodes,
 };
 use crate::hardware::{ClassIndex, NodeFacts, Taint};
@@ -257,6 +258,11 @@ pub struct PodSpec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodContainer {
+    /// Its name.
+    pub name: String,
+    /// What it is meant to compute on, out of its environment; `None` where that says nothing, as in other people's pods.
+    #[serde(rename = "env", deserialize_with = "asked")]
+    pub asked: Option<Asked>,
     /// What it asks for.
     pub resources: PodResources,
     /// `Always` for an init container that runs beside the containers.
@@ -277,6 +283,9 @@ pub struct PodResources {
 pub struct PodStatus {
     /// Pending, Running, Succeeded, Failed or Unknown.
     pub phase: String,
+    /// Its address.
+    #[serde(rename = "podIP")]
+    pub pod_ip: Option<String>,
     /// Conditions.
     pub conditions: Vec<RawCondition>,
     /// Containers.
@@ -291,6 +300,9 @@ pub struct PodStatus {
 pub struct ContainerStatus {
     /// Its name.
     pub name: String,
+    /// The runtime's name for this start of it.
+    #[serde(rename = "containerID")]
+    pub container_id: Option<String>,
     /// Times that it was started again.
     pub restart_count: i32,
     /// How it is now.
@@ -346,6 +358,30 @@ impl Pod {
     /// Ended: it holds nothing any more.
     pub fn terminal(&self) -> bool {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// What its template asks it to compute on.
+    pub fn asked(&self) -> Option<Asked> {
+        let own = self
+            .spec
+            .containers
+            .iter()
+            .find(|container| container.name == CONTAINER)?;
+        own.asked.clone()
+    }
+
+    /// Which start of the parser's container this is, while it runs.
+    pub fn start(&self) -> Option<String> {
+        let statuses = &self.status.container_statuses;
+        let own = statuses.iter().find(|status| status.name == CONTAINER)?;
+        own.state.running.as_ref()?;
+        let id = own.container_id.as_deref().unwrap_or_default();
+        Some(format!("{id}/{}", own.restart_count))
     }
 
     /// Its condition Ready is True.
@@ -412,6 +448,27 @@ impl Pod {
             .map(String::as_str)
             .filter(|name| is_extended(name))
     }
+}
+
+/// Reads an environment, keeping only what says what to compute on: there are many pods.
+fn asked<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Asked>, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Variable {
+        name: String,
+        value: String,
+    }
+    let variables: Option<Vec<Variable>> = Option::deserialize(deserializer)?;
+    let variables = variables.unwrap_or_default();
+    let [device, dtype, batch_size] = DEVICE_ENV.map(|name| {
+        let found = variables.iter().find(|variable| variable.name == name)?;
+        Some(found.value.as_str())
+    });
+    Ok(device.map(|device| Asked {
+        device: device.to_owned(),
+        dtype: dtype.map(str::to_owned),
+        batch_size: batch_size.and_then(|size| size.parse().ok()),
+    }))
 }
 
 /// Units of a resource on each node that bound, non-terminal pods hold which `ours` does not claim.

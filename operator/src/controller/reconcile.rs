@@ -187,6 +187,7 @@ async fn report_status(
         plan,
         applied,
         pods: &pods,
+        verdict: &|pod| context.devices.verdict(pod),
         image_volume: context.models.of(owner.spec).is_some_and(|model| model.image.is_some()),
         blind_spot: context.blind_spot.as_deref(),
         now: &now,

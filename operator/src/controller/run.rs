@@ -39,6 +39,7 @@ use super::{
     reconcile::{error_policy, reconcile},
     scope::{Events, Scope, source},
     status::shorten,
+    verify::{self, Devices, Verifier},
 };
 use crate::{
     args::RunArgs,
@@ -67,17 +68,19 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let scope = Scope::new(args.watch_namespaces.clone());
     tracing::info!(listen = %args.listen, version = env!("CARGO_PKG_VERSION"), ?scope, "started");
 
-    let dirty = Arc::new(Notify::new());
     let (triggers, triggered) = unbounded();
     let (hawkeye_deployments, deployment_writer) = reflector::store();
+    let marks = Marks::default();
+    let dirty = Arc::clone(&marks.dirty);
     let (world, watches) = watches(
         &client,
         &scope,
         hawkeye_deployments.clone(),
-        &dirty,
+        &marks,
         &triggers,
         &metrics,
     );
+    let verifier = verifier(&world, &marks, &triggers, &args, &metrics);
     let memory = Arc::new(Memory::default());
     let (sender, plans) = watch::channel(Plans::default());
     let (indexes, index) = watch::channel(Arc::default());
@@ -97,12 +100,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         memory: Arc::clone(&memory),
         metrics: metrics.clone(),
     };
-    let reporter = Reporter {
-        controller: MANAGER.to_owned(),
-        instance: args.pod_name.clone(),
-    };
     let context = Arc::new(Context {
-        recorder: Recorder::new(client.clone(), reporter),
+        recorder: recorder(&client, &args),
         throttle: Throttle::default(),
         client: client.clone(),
         world,
@@ -113,6 +112,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         plans: plans.clone(),
         dirty: Arc::clone(&dirty),
         memory,
+        devices: Arc::clone(&verifier.devices),
         backoff: Backoff::default(),
         invalid: Reported::default(),
         metrics: metrics.clone(),
@@ -136,6 +136,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let mut watches = pin!(watches);
     let mut planner = pin!(planner.run());
     let mut class_status = pin!(class_status);
+    let mut verifier = pin!(verifier.run(verify::ask));
     let mut reconciled = pin!(reconciled);
     let mut signal = pin!(signalled());
     tokio::select! {
@@ -143,6 +144,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         () = &mut watches => bail!("a watch has ended"),
         result = &mut planner => bail!("the planner has ended: {result:?}"),
         () = &mut class_status => bail!("the status of the classes is no longer kept"),
+        result = &mut verifier => bail!("the verifier has ended: {result:?}"),
         result = &mut server => bail!("the HTTP server has ended: {result:?}"),
         result = &mut signal => result?,
     }
@@ -213,15 +215,44 @@ fn deployment_stream(
         .applied_objects()
 }
 
+fn recorder(client: &Client, args: &RunArgs) -> Recorder {
+    let reporter = Reporter {
+        controller: MANAGER.to_owned(),
+        instance: args.pod_name.clone(),
+    };
+    Recorder::new(client.clone(), reporter)
+}
+
+fn verifier(world: &World, changed: &Marks, triggers: &Trigger, args: &RunArgs, metrics: &Metrics) -> Verifier {
+    Verifier {
+        pods: world.pods.clone(),
+        changed: Arc::clone(&changed.pods),
+        devices: Arc::new(Devices::new(args.device_checks == 0)),
+        triggers: triggers.clone(),
+        concurrency: args.device_checks.into(),
+        metrics: metrics.clone(),
+    }
+}
+
+/// Who is told of changes.
+#[derive(Default)]
+struct Marks {
+    /// The planner, of everything.
+    dirty: Arc<Notify>,
+    /// The verifier, of pods.
+    pods: Arc<Notify>,
+}
+
 /// Starts every watch but that of the HawkeyeDeployments, which is the controller's.
 fn watches(
     client: &Client,
     scope: &Scope,
     hawkeye_deployments: reflector::Store<GuardedDeployment>,
-    dirty: &Arc<Notify>,
+    changed: &Marks,
     triggers: &Trigger,
     metrics: &Metrics,
 ) -> (World, BoxFuture<'static, ()>) {
+    let dirty = &changed.dirty;
     let any = watcher::Config::default().any_semantic();
     let ours = any.clone().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
     let (classes, class_writer) = reflector::store();
@@ -241,13 +272,11 @@ fn watches(
             );
         }
     });
-    let mut on_relevant = marks(
-        dirty,
-        sends(triggers, |pod: &Pod| {
-            pod.instance()
-                .map(|(namespace, name)| ObjectRef::new(name).within(namespace))
-        }),
-    );
+    let to_owner = sends(triggers, |pod: &Pod| {
+        pod.instance()
+            .map(|(namespace, name)| ObjectRef::new(name).within(namespace))
+    });
+    let mut on_relevant = marks(dirty, marks(&changed.pods, to_owner));
     // Most pods of a cluster neither are ours nor hold a GPU, and change often.
     let on_pod = move |pod: &Pod| {
         if pod.relevant() {

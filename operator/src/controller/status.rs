@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use hawkeye_crds::v1alpha1::{Condition, ConditionType, HawkeyeDeploymentStatus, PoolStatus, Reason};
+use hawkeye_crds::v1alpha1::{Condition, ConditionStatus, ConditionType, HawkeyeDeploymentStatus, PoolStatus, Reason};
 use k8s_openapi::api::{
     apps::v1::{Deployment, DeploymentStatus},
     core::v1::Service,
@@ -11,6 +11,7 @@ use k8s_openapi::api::{
 use super::{
     apply::{Applied, title},
     build::{self, Owner, pool_name, service::endpoint},
+    device::{self, Tally, Verdict},
     observe::{ContainerStatus, Pod},
     plan::{Plan, PoolPlan, distribution, handover::HandOver},
     starting::{fetch_issue, stages},
@@ -35,6 +36,8 @@ pub struct Facts<'a> {
     pub applied: Option<&'a Applied>,
     /// Its active pods.
     pub pods: &'a [Arc<Pod>],
+    /// What each pod was found to compute on.
+    pub verdict: &'a (dyn Fn(&Pod) -> Verdict + Sync),
     /// Its model is an image volume.
     pub image_volume: bool,
     /// What of the cluster the operator does not see, in a sentence.
@@ -51,16 +54,21 @@ pub fn status(facts: &Facts<'_>, old: Option<&HawkeyeDeploymentStatus>) -> Hawke
             .plan
             .pools
             .iter()
-            .map(|pool| pool_status(facts, applied, pool, &by_class))
+            .map(|pool| pool_status(facts, applied, pool, &by_class, old))
             .collect(),
         // Nothing was done: the pools are as they were, but for the pods that are ready now.
         None => old
             .map(|old| old.pools.clone())
             .unwrap_or_default()
             .into_iter()
-            .map(|pool| PoolStatus {
-                ready: ready(by_class.get(pool.class.as_str())),
-                ..pool
+            .map(|pool| {
+                let pods = by_class.get(pool.class.as_str());
+                let tally = Tally::new(pods.into_iter().flatten().copied(), facts.verdict);
+                PoolStatus {
+                    ready: ready(pods),
+                    verified: tally.verified(pool.verified),
+                    ..pool
+                }
             })
             .collect(),
     };
@@ -103,13 +111,28 @@ fn ready(pods: Option<&Vec<&Arc<Pod>>>) -> i32 {
     pods.map_or(0, |pods| pods.iter().filter(|pod| pod.ready()).count() as i32)
 }
 
-fn pool_status(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, by_class: &ByClass<'_>) -> PoolStatus {
+fn pool_status(
+    facts: &Facts<'_>,
+    applied: &Applied,
+    pool: &PoolPlan,
+    by_class: &ByClass<'_>,
+    old: Option<&HawkeyeDeploymentStatus>,
+) -> PoolStatus {
     let pods = by_class.get(pool.class.as_str());
     let (reason, message) = if pool.replicas == 0 {
         (pool.reason, pool.message.clone())
     } else {
         running(facts, applied, pool, pods.map_or(&[], Vec::as_slice))
     };
+    let (mut reason, mut message) = (reason.as_str(), shorten(&message));
+    let before = old
+        .iter()
+        .flat_map(|old| &old.pools)
+        .find(|old| old.class == pool.class);
+    let tally = Tally::new(pods.into_iter().flatten().copied(), facts.verdict);
+    if let Some(before) = before.filter(|before| tally.asking() && device::is_difference(&before.reason)) {
+        (reason, message) = (&before.reason, before.message.clone());
+    }
     PoolStatus {
         class: pool.class.clone(),
         device: pool.device(),
@@ -119,8 +142,9 @@ fn pool_status(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, by_class: 
         nodes: pool.nodes as i32,
         replicas: pool.replicas as i32,
         ready: ready(pods),
-        reason: reason.as_str().to_owned(),
-        message: shorten(&message),
+        verified: tally.verified(before.map_or(0, |before| before.verified)),
+        reason: reason.to_owned(),
+        message,
         hand_over: pool.hand_over.as_ref().map(HandOver::to_status),
     }
 }
@@ -164,6 +188,9 @@ fn running(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, pods: &[&Arc<P
     let planned = pool.replicas as usize;
     let updated = deployment.map_or(0, updated_replicas);
     if ready >= planned && updated >= planned as i32 && pods.len() == planned {
+        if let Some((reason, text)) = Tally::new(pods.iter().copied(), facts.verdict).difference() {
+            return (reason, format!("{text}."));
+        }
         return (Reason::AllReady, pool.message.clone());
     }
     if ready >= planned || deployment.is_some_and(has_old_pods) {
@@ -220,7 +247,8 @@ fn rank(reason: Reason) -> u8 {
     match reason {
         Reason::CrashLoop => 0,
         Reason::ImagePullFailed | Reason::ModelFetchFailed => 1,
-        _ => 2,
+        Reason::DeviceMismatch => 2,
+        _ => 3,
     }
 }
 
@@ -270,6 +298,9 @@ fn issue(facts: &Facts<'_>, name: &str, pod: &Pod) -> Option<(Reason, String)> {
             ));
         }
     }
+    if let Verdict::Differs(difference) = (facts.verdict)(pod) {
+        return Some((difference.reason, format!("Pod {} {}.", pod.name(), difference.text)));
+    }
     let unschedulable = pod.status.conditions.iter().find(|condition| {
         condition.type_ == "PodScheduled" && condition.status == "False" && condition.reason == "Unschedulable"
     })?;
@@ -285,8 +316,7 @@ fn conditions(
     ready: i32,
     old: Option<&HawkeyeDeploymentStatus>,
 ) -> Vec<Condition> {
-    let condition = |type_: ConditionType, (status, reason, message): (bool, Reason, String)| {
-        let status = status.into();
+    let condition = |type_: ConditionType, (status, reason, message): (ConditionStatus, &str, String)| {
         let before = old
             .iter()
             .flat_map(|old| &old.conditions)
@@ -298,28 +328,63 @@ fn conditions(
             last_transition_time: before
                 .filter(|before| before.status == status)
                 .map_or_else(|| facts.now.to_owned(), |before| before.last_transition_time.clone()),
-            reason: reason.as_str().to_owned(),
+            reason: reason.to_owned(),
             message: shorten(&message),
         }
     };
+    let told = |type_, (status, reason, message): Told| condition(type_, (status.into(), reason.as_str(), message));
+    let tally = Tally::new(facts.pods, facts.verdict);
     vec![
-        condition(ConditionType::Accepted, accepted(facts.plan)),
-        condition(ConditionType::Placed, placed(facts)),
-        condition(ConditionType::Available, available(facts, pools, ready)),
-        condition(ConditionType::Degraded, degraded(facts.plan)),
+        told(ConditionType::Accepted, accepted(facts.plan)),
+        told(ConditionType::Placed, placed(facts)),
+        told(ConditionType::Available, available(facts, pools, ready)),
+        condition(ConditionType::DeviceVerified, device_verified(&tally, old)),
+        degraded_still(facts, &tally, old)
+            .unwrap_or_else(|| told(ConditionType::Degraded, degraded(facts.plan, &tally))),
     ]
 }
 
-type Verdict = (bool, Reason, String);
+/// What pods on a lesser device were told to be, while they are being asked again.
+fn degraded_still(facts: &Facts<'_>, tally: &Tally<'_>, old: Option<&HawkeyeDeploymentStatus>) -> Option<Condition> {
+    let conditions = &old.filter(|_| tally.asking())?.conditions;
+    let of = |type_: ConditionType| conditions.iter().find(|condition| condition.type_ == type_.as_str());
+    let differed = of(ConditionType::DeviceVerified).is_some_and(|it| it.reason == Reason::DeviceMismatch.as_str());
+    let before = of(ConditionType::Degraded).filter(|_| differed)?;
+    Some(Condition {
+        observed_generation: facts.generation,
+        ..before.clone()
+    })
+}
 
-fn accepted(plan: &Plan) -> Verdict {
+/// While pods are being asked it stays as it was, so that neither a restart of the operator nor a new pod makes it flap.
+fn device_verified<'a>(
+    tally: &Tally<'_>,
+    old: Option<&'a HawkeyeDeploymentStatus>,
+) -> (ConditionStatus, &'a str, String) {
+    if let Some((status, reason, message)) = tally.condition() {
+        return (status, reason.as_str(), message);
+    }
+    let is_it = |condition: &&Condition| condition.type_ == ConditionType::DeviceVerified.as_str();
+    match old.and_then(|old| old.conditions.iter().find(is_it)) {
+        Some(before) => (before.status, &before.reason, before.message.clone()),
+        None => (
+            ConditionStatus::Unknown,
+            Reason::NotVerified.as_str(),
+            "The pods are being asked.".to_owned(),
+        ),
+    }
+}
+
+type Told = (bool, Reason, String);
+
+fn accepted(plan: &Plan) -> Told {
     match &plan.refused {
         Some((reason, message)) => (false, *reason, format!("{message} What runs already is left as it is.")),
         None => (true, Reason::Accepted, "The spec is valid and complete.".to_owned()),
     }
 }
 
-fn placed(facts: &Facts<'_>) -> Verdict {
+fn placed(facts: &Facts<'_>) -> Told {
     if let Some(applied) = facts.applied {
         if !applied.conflicts.is_empty() {
             let messages: Vec<&str> = applied.conflicts.values().map(String::as_str).collect();
@@ -349,7 +414,7 @@ fn placed(facts: &Facts<'_>) -> Verdict {
     (good, reason, message)
 }
 
-fn available(facts: &Facts<'_>, pools: &[PoolStatus], ready: i32) -> Verdict {
+fn available(facts: &Facts<'_>, pools: &[PoolStatus], ready: i32) -> Told {
     let planned: i32 = pools.iter().map(|pool| pool.replicas).sum();
     let service_conflict = facts
         .applied
@@ -419,11 +484,13 @@ fn troubles(pools: &[PoolStatus]) -> String {
     text
 }
 
-fn degraded(plan: &Plan) -> Verdict {
-    match &plan.degraded {
-        Some(message) => (true, Reason::DeviceUnavailable, message.clone()),
-        None if plan.refused.is_some() => (false, plan.placed.0, "Nothing was planned.".to_owned()),
-        None => {
+fn degraded(plan: &Plan, tally: &Tally<'_>) -> Told {
+    match (&plan.degraded, tally.serves_elsewhere()) {
+        (Some(message), None) => (true, Reason::DeviceUnavailable, message.clone()),
+        (Some(message), Some(text)) => (true, Reason::DeviceUnavailable, format!("{message} {text}.")),
+        (None, Some(text)) => (true, Reason::DeviceMismatch, format!("{text}.")),
+        (None, None) if plan.refused.is_some() => (false, plan.placed.0, "Nothing was planned.".to_owned()),
+        (None, None) => {
             let runs = distribution(&plan.pools);
             let runs = if runs.is_empty() {
                 "No replica runs on a lesser device.".to_owned()

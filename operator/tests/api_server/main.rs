@@ -5,6 +5,7 @@
 
 #![allow(missing_docs, clippy::print_stderr, clippy::too_many_lines)]
 
+mod devices;
 mod handover;
 mod manners;
 mod models;
@@ -61,6 +62,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     }),
     ("nodes_that_change_without_changing_the_plan_lead_to_no_write", |c| {
         Box::pin(handover::nothing_to_write(c))
+    }),
+    ("pods_are_asked_what_they_compute_on", |c| {
+        Box::pin(devices::verified(c))
     }),
     ("idle_and_after_a_restart_nothing_is_written", |c| {
         Box::pin(scenarios::idle(c))

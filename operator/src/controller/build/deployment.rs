@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hawkeye_crds::v1alpha1::{
-    Device, Dtype, EnvVar, HardwareClassSpec, NodeSelectorRequirement, PullSecret, TaintEffect, Toleration,
+    Device, Dtype, EnvVar, Fallback, HardwareClassSpec, NodeSelectorRequirement, PullSecret, TaintEffect, Toleration,
     TolerationOperator,
 };
 use k8s_openapi::{
@@ -24,7 +24,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    CLASS_LABEL, Model, Owner, PORT, labels, metadata,
+    CLASS_LABEL, CONTAINER, Model, Owner, PORT, labels, metadata,
     model::{self, literal},
     pool_name,
 };
@@ -92,7 +92,7 @@ fn pod_metadata(owner: &Owner<'_>, model: Model<'_>, own: &BTreeMap<String, Stri
     labels.extend(own.clone());
     let container = (
         "kubectl.kubernetes.io/default-container".to_owned(),
-        "inference".to_owned(),
+        CONTAINER.to_owned(),
     );
     let mut annotations = BTreeMap::from([container]);
     annotations.extend(said.annotations);
@@ -206,7 +206,7 @@ fn container(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: Model<'
         ..VolumeMount::default()
     };
     Container {
-        name: "inference".to_owned(),
+        name: CONTAINER.to_owned(),
         image: Some(images.of(pool.variant(), owner.spec, change)),
         image_pull_policy: Some(images.pull_policy.as_str().to_owned()),
         env: Some(env(owner, pool, model)),
@@ -216,7 +216,7 @@ fn container(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: Model<'
             protocol: Some("TCP".to_owned()),
             ..ContainerPort::default()
         }]),
-        startup_probe: Some(probe("/readyz", STARTUP.0, 5, STARTUP.1)),
+        startup_probe: Some(probe("/startupz", STARTUP.0, 5, STARTUP.1)),
         readiness_probe: Some(probe("/readyz", 5, 5, 3)),
         liveness_probe: Some(probe("/livez", 10, 5, 6)),
         lifecycle: Some(Lifecycle {
@@ -262,6 +262,7 @@ fn env(owner: &Owner<'_>, pool: &PoolPlan, model: Model<'_>) -> Vec<core::EnvVar
         ("OMNIPARSER_HOST", "0.0.0.0".to_owned()),
         ("OMNIPARSER_PORT", PORT.to_string()),
         ("OMNIPARSER_DEVICE", device.to_owned()),
+        ("HAWKEYE_EXPECT_DEVICE", device.to_owned()),
         (
             "OMNIPARSER_PERFORMANCE_PROFILE",
             owner.spec.profile.as_str().to_uppercase(),
@@ -270,6 +271,15 @@ fn env(owner: &Owner<'_>, pool: &PoolPlan, model: Model<'_>) -> Vec<core::EnvVar
         ("OMNIPARSER_MODEL_DTYPE", dtype.to_owned()),
         ("OMP_NUM_THREADS", memory::threads(&pool.cpu).to_string()),
     ];
+    if pool.device() == Device::Cuda {
+        // What a pod does whose GPU is allocated but not to be seen in its container. A CPU is always there; without the
+        // variable a change of fallback leaves the CPU pools alone.
+        let on_mismatch = match owner.spec.fallback {
+            Fallback::Deny => "deny",
+            Fallback::Degrade => "degrade",
+        };
+        own.push(("HAWKEYE_ON_MISMATCH", on_mismatch.to_owned()));
+    }
     if pool.device() == Device::Cpu {
         // On a GPU node without labels, where a CPU pod may land, the NVIDIA runtime would show every GPU to every pod.
         own.push(("NVIDIA_VISIBLE_DEVICES", "void".to_owned()));

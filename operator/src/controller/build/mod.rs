@@ -21,6 +21,10 @@ use crate::hardware::Images;
 
 /// Port on which the parser listens, as the original service did.
 pub const PORT: i32 = 9989;
+/// Name of the parser's container.
+pub const CONTAINER: &str = "inference";
+/// Variables that say what a pod is meant to compute on; a pod's answer is compared with them.
+pub const DEVICE_ENV: [&str; 3] = ["OMNIPARSER_DEVICE", "OMNIPARSER_MODEL_DTYPE", "OMNIPARSER_BATCH_SIZE"];
 /// Label that names the hardware class of a pool's pods.
 pub const CLASS_LABEL: &str = "hawkeye.bytebot.ai/class";
 /// Label that names the HawkeyeDeployment.
