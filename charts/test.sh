@@ -99,6 +99,9 @@ refuses "values: a pull policy that does not exist" "pullPolicy" template --set 
 refuses "values: an image with a space" "images/cpu" template --set "images.cpu=a b"
 refuses "values: two default models" "defaultModel" template \
     --set defaultModel.image.reference=a/b:c --set defaultModel.persistentVolumeClaim.claimName=d
+refuses "values: a registry with a scheme" "registries" template --set 'imageVerification.registries={https://ghcr.io}'
+refuses "values: a pull secret without a namespace" "namespace" template --set 'imageVerification.pullSecrets[0].name=x'
+refuses "values: a certificate that is none" "caCertificates" template --set imageVerification.caCertificates=x
 refuses "values: a default model without its reference" "reference" template --set defaultModel.image.pullPolicy=Never
 refuses "values: a host path as default model" "hostPath" template --set defaultModel.hostPath=/models
 refuses "values: an archive without its sum" "sha256" template --set defaultModel.http.url=https://example.com/b.tar
@@ -197,6 +200,9 @@ operator | holds "the operator: one replica, recreated, images of this release, 
     and $env.HAWKEYE_IMAGE_CPU == "ghcr.io/bytebot-ai/hawkeye-inference:0.1.0-cpu"
     and $env.HAWKEYE_IMAGE_CUDA == "ghcr.io/bytebot-ai/hawkeye-inference:0.1.0-cuda"
     and ($env | has("HAWKEYE_DEFAULT_MODEL") | not)'
+operator | holds "by default only the registry of the release's images is asked, and no Secret is read" '
+    .[0].spec.template.spec.containers[0].env | map({(.name): .value}) | add
+    | .HAWKEYE_VERIFY_REGISTRIES == "ghcr.io/bytebot-ai" and (keys | map(select(startswith("HAWKEYE_VERIFY"))) | length == 1)'
 operator | holds "the metrics Service selects the operator" "
     (.[0].spec.template.metadata.labels) as \$labels
     | $("$KUBECTL" -n hawkeye-system get service hawkeye-operator-metrics -o json | jq -c .spec.selector)
@@ -220,6 +226,30 @@ for denied in "get secrets" "patch nodes" "create pods" "get pods --subresource=
     # shellcheck disable=SC2086
     passes "the operator may not $denied" negate can $denied
 done
+
+# Pull secrets: those that the values name, where they name them, and nothing else.
+"$KUBECTL" create namespace vision >/dev/null
+passes "upgrade: two pull secrets of one namespace" helm upgrade hawkeye charts/hawkeye --namespace hawkeye-system \
+    --set 'imageVerification.registries={registry.example.com/team}' \
+    --set 'imageVerification.pullSecrets[0].namespace=vision,imageVerification.pullSecrets[0].name=one' \
+    --set 'imageVerification.pullSecrets[1].namespace=vision,imageVerification.pullSecrets[1].name=two'
+can_in() { "$KUBECTL" auth can-i --quiet --as "$me" --namespace "$@"; }
+passes "the operator may get the first" can_in vision get secrets/one
+passes "the operator may get the second" can_in vision get secrets/two
+for denied in "vision get secrets/three" "vision list secrets" "vision watch secrets/one" "vision patch secrets/one" \
+    "default get secrets/one" "hawkeye-system get secrets/one"; do
+    # shellcheck disable=SC2086
+    passes "the operator may not: $denied" negate can_in $denied
+done
+operator | holds "the operator is told which" '
+    .[0].spec.template.spec.containers[0].env | map({(.name): .value}) | add
+    | .HAWKEYE_VERIFY_PULL_SECRETS == "vision/one,vision/two" and .HAWKEYE_VERIFY_REGISTRIES == "registry.example.com/team"'
+passes "upgrade: verification off" helm upgrade hawkeye charts/hawkeye --namespace hawkeye-system --reuse-values \
+    --set imageVerification.enabled=false
+passes "off, it may get none" negate can_in vision get secrets/one
+operator | holds "off, it is told nothing" '
+    .[0].spec.template.spec.containers[0].env | all(.name | startswith("HAWKEYE_VERIFY") | not)'
+passes "back to the default values" helm upgrade hawkeye charts/hawkeye --namespace hawkeye-system --reset-values
 
 # What the operator makes is owned by a HawkeyeDeployment and blocks its deletion: the strictest clusters let it.
 owned() {

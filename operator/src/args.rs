@@ -5,7 +5,10 @@ use std::{net::SocketAddr, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hawkeye_crds::v1alpha1::{ModelSource, PullPolicy};
 
-use crate::hardware::{Images, ModelDefaults};
+use crate::{
+    hardware::{Images, ModelDefaults},
+    registry::settings::VerifyArgs,
+};
 
 /// Places the Hawkeye screen parser on whatever hardware a Kubernetes cluster has.
 #[derive(Debug, Parser)]
@@ -47,6 +50,10 @@ pub struct RunArgs {
     /// Model of HawkeyeDeployments that name none, as JSON of their field `model`; empty for none
     #[arg(long, env = "HAWKEYE_DEFAULT_MODEL", default_value = "", value_parser = parse_model)]
     pub default_model: DefaultModel,
+
+    /// Which registries are asked about images
+    #[command(flatten)]
+    pub verify: VerifyArgs,
 
     /// Address that serves /livez, /readyz and /metrics
     #[arg(long, env = "HAWKEYE_LISTEN", default_value = "0.0.0.0:8080")]

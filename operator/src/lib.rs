@@ -11,5 +11,6 @@ pub mod events;
 pub mod hardware;
 pub mod http;
 pub mod metrics;
+pub mod registry;
 pub mod rules;
 pub mod telemetry;

@@ -56,6 +56,19 @@ struct ByKind {
     kind: ErrorKind,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByLookup {
+    outcome: Lookup,
+}
+
+/// How a question to an image registry ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)]
+pub enum Lookup {
+    Answered,
+    Failed,
+}
+
 /// Every metric, and the registry that they are read from.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -71,6 +84,7 @@ pub struct Metrics {
     unclassified: Gauge<i64, std::sync::atomic::AtomicI64>,
     events: Counter<u64, AtomicU64>,
     checks: Family<ByOutcome, Counter>,
+    image_lookups: Family<ByLookup, Counter>,
 }
 
 impl Default for Metrics {
@@ -89,6 +103,7 @@ impl Default for Metrics {
             unclassified: Gauge::default(),
             events: Counter::default(),
             checks: Family::default(),
+            image_lookups: Family::default(),
         };
         registry.register("reconciles", "Reconciles that were started", metrics.reconciles.clone());
         registry.register(
@@ -133,6 +148,11 @@ impl Default for Metrics {
             metrics.checks.clone(),
         );
         registry.register("notices", "Events that were published", metrics.events.clone());
+        registry.register(
+            "image_lookups",
+            "Images that registries were asked about, by outcome",
+            metrics.image_lookups.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             ..metrics
@@ -173,6 +193,12 @@ impl Metrics {
         self.deployments.set(deployments as i64);
         self.nodes.set(nodes as i64);
         self.unclassified.set(unclassified as i64);
+    }
+
+    /// A registry was asked about an image.
+    pub fn looked_up(&self, answered: bool) {
+        let outcome = if answered { Lookup::Answered } else { Lookup::Failed };
+        self.image_lookups.get_or_create(&ByLookup { outcome }).inc();
     }
 
     /// The text that Prometheus reads.

@@ -1,5 +1,8 @@
 //! What the operator may do, in one list: the chart grants exactly this, a test compares the two, and the tests against a
 //! real API server run with exactly these rights and see each of them used.
+//!
+//! Beside the list stands `get` on single Secrets, by name and in their namespace, as far as the chart's
+//! `imageVerification.pullSecrets` names any.
 
 /// Where a rule applies when the operator looks after a few namespaces only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

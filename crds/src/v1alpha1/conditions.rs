@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
-    /// What is observed: Accepted, Placed, Available, DeviceVerified or Degraded.
+    /// What is observed: Accepted, Placed, Available, DeviceVerified, Degraded or ImageVerified.
     #[serde(rename = "type")]
     #[schemars(length(max = 64))]
     pub type_: String,
@@ -84,6 +84,8 @@ words! {
         DeviceVerified,
         /// Some replicas run on a lesser device than the one asked for, or than the best that the cluster has.
         Degraded,
+        /// The images were built for the architectures that they run on. Unknown blocks nothing.
+        ImageVerified,
     }
 }
 
@@ -160,6 +162,16 @@ words! {
         SettingsMismatch,
         /// What the ready pods run on is not known: there is none, or some give no answer.
         NotVerified,
+        /// The registry says that the images were built for the architectures that they run on.
+        ImageVerified,
+        /// An image was not built for the architecture of the nodes that it would run on.
+        ImageArchitectureMissing,
+        /// A registry did not tell what an image was built for.
+        ImageUnreadable,
+        /// The chart's values do not allow the operator to ask that registry.
+        RegistryNotAllowed,
+        /// The chart's values turn off looking up images.
+        VerificationDisabled,
         /// A node shows a GPU that it does not offer in a form that any class knows.
         UnsupportedGpuResource,
         /// No class takes a node of this operating system or architecture, or with these labels.

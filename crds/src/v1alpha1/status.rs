@@ -47,7 +47,7 @@ pub struct HawkeyeDeploymentStatus {
     #[schemars(length(max = 64))]
     pub pools: Vec<PoolStatus>,
 
-    /// Accepted, Placed, Available, DeviceVerified and Degraded, each with its reason and what to do.
+    /// Accepted, Placed, Available, DeviceVerified, Degraded and ImageVerified, each with its reason and what to do.
     #[serde(default)]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     #[schemars(length(max = 16))]

@@ -4,6 +4,7 @@ pub mod apply;
 pub mod build;
 pub mod class_status;
 pub mod device;
+pub mod images;
 pub mod nodes;
 pub mod observe;
 pub mod plan;

@@ -260,6 +260,8 @@ pub struct PodSpec {
 pub struct PodContainer {
     /// Its name.
     pub name: String,
+    /// Its image.
+    pub image: Option<String>,
     /// What it is meant to compute on, out of its environment; `None` where that says nothing, as in other people's pods.
     #[serde(rename = "env", deserialize_with = "asked")]
     pub asked: Option<Asked>,

@@ -22,6 +22,7 @@ use tokio::{
 
 use super::{
     apply::Memory,
+    images::{Checker, Pending, barred},
     observe::{GuardedDeployment, Pod, World, held, hosted, taken},
     plan::{Plan, Request, handover::HandOver, plan_all},
     waiting::waiting,
@@ -114,6 +115,8 @@ pub struct Planner {
     pub world: World,
     /// What a spec without a model uses.
     pub models: ModelDefaults,
+    /// Asks whether images were built for the hardware.
+    pub checker: Checker,
     /// Says that something changed.
     pub dirty: Arc<Notify>,
     /// What nodes were before they lost their labels.
@@ -168,6 +171,7 @@ impl Planner {
             self.world.deployments.get(&deployment_ref(namespace, name))
         });
         let before = self.plans.borrow().clone();
+        let mut checked = self.checker.check(&living, &index, &pods);
         let keys: Vec<(String, String)> = living
             .iter()
             .map(|object| {
@@ -186,6 +190,7 @@ impl Planner {
                 Request {
                     held: held.remove(&key).unwrap_or_default(),
                     pods: waiting.remove(&key).unwrap_or_default(),
+                    barred: checked.of(uid).map(barred).unwrap_or_default(),
                     hand_overs: hand_overs(object, before.of(uid)),
                     ..Request::new(uid, created, &object.spec)
                 }
@@ -196,8 +201,17 @@ impl Planner {
         let mut changed = Vec::new();
         let mut plans = Vec::new();
         for (object, (uid, _)) in living.iter().zip(keys) {
-            let Some(plan) = made.remove(&uid) else { continue };
+            let Some(mut plan) = made.remove(&uid) else { continue };
             let old = before.0.as_ref().and_then(|before| before.get(&uid));
+            match checked.take(&uid) {
+                Ok(images) => plan.images = images,
+                Err(Pending) if plan.refused.is_some() => {}
+                // What it was given stays reserved for it; until the answer is there, the plan before holds.
+                Err(Pending) => {
+                    plans.extend(old.map(|old| (uid, old.clone())));
+                    continue;
+                }
+            }
             // What did not change keeps its place in memory.
             let plan = match old {
                 Some(old) if *old.plan == plan => Arc::clone(&old.plan),

@@ -163,11 +163,16 @@ async fn steps(object: &HawkeyeDeployment, uid: &str, context: &Context) -> Resu
 /// The plan for this generation; asks for one and waits when the planner has not seen it yet.
 async fn planned(object: &HawkeyeDeployment, uid: &str, context: &Context) -> Result<Arc<Plan>, Error> {
     let mut plans = context.plans.clone();
+    let mut asked = false;
     loop {
         if let Some(plan) = plans.borrow_and_update().get(uid, object.metadata.generation) {
             return Ok(plan);
         }
-        context.dirty.notify_one();
+        // Once: a pass that sees it may hold its plan back until it is known whether its images fit.
+        if !asked {
+            context.dirty.notify_one();
+            asked = true;
+        }
         plans.changed().await.map_err(|_| Error::PlannerEnded)?;
     }
 }

@@ -33,6 +33,7 @@ use super::{
     apply::Memory,
     build::MANAGER,
     class_status,
+    images::Checker,
     nodes::Nodes,
     observe::{GuardedClass, GuardedDeployment, Node, Pod, World},
     planner::{Planner, Plans},
@@ -48,6 +49,7 @@ use crate::{
     hardware::Grace,
     http,
     metrics::Metrics,
+    registry::{Lookups, source::Registries},
 };
 
 /// Events of one object within this time lead to one reconcile.
@@ -89,7 +91,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         // Without the right to, and maybe beside another operator that does.
         Scope::Namespaces(_) => future::pending().boxed(),
     };
+    let (checker, lookups) = images(&args, &client, &dirty, &metrics)?;
     let planner = Planner {
+        checker,
         world: world.clone(),
         models: args.models(),
         dirty: Arc::clone(&dirty),
@@ -134,6 +138,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     // The controller ends last: what it has begun it finishes, for which it needs planner and watches.
     let mut server = pin!(http::serve(listener, metrics, plans, until(stopped)));
     let mut watches = pin!(watches);
+    let mut lookups = pin!(lookups);
     let mut planner = pin!(planner.run());
     let mut class_status = pin!(class_status);
     let mut verifier = pin!(verifier.run(verify::ask));
@@ -144,6 +149,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         () = &mut watches => bail!("a watch has ended"),
         result = &mut planner => bail!("the planner has ended: {result:?}"),
         () = &mut class_status => bail!("the status of the classes is no longer kept"),
+        () = &mut lookups => bail!("the lookups of images have ended"),
         result = &mut verifier => bail!("the verifier has ended: {result:?}"),
         result = &mut server => bail!("the HTTP server has ended: {result:?}"),
         result = &mut signal => result?,
@@ -153,11 +159,33 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     tokio::select! {
         () = reconciled => {}
         () = watches => bail!("a watch has ended"),
+        () = lookups => bail!("the lookups of images have ended"),
         result = planner => bail!("the planner has ended: {result:?}"),
     }
     server.await.context("the HTTP server failed")?;
     tracing::info!("ended");
     Ok(())
+}
+
+/// What the planner asks about images, and the task that asks registries.
+fn images(
+    args: &RunArgs,
+    client: &Client,
+    dirty: &Arc<Notify>,
+    metrics: &Metrics,
+) -> anyhow::Result<(Checker, impl Future<Output = ()> + use<>)> {
+    let registries = Registries {
+        client: args.verify.client().context("the client of image registries")?,
+        cluster: client.clone(),
+    };
+    let lookups = Arc::new(Lookups::new(Arc::clone(dirty), metrics.clone()));
+    let checker = Checker {
+        policy: args.verify.policy().context("the registries to ask about images")?,
+        images: args.images(),
+        models: args.models(),
+        lookups: Arc::clone(&lookups),
+    };
+    Ok((checker, async move { lookups.run(&registries).await }))
 }
 
 /// A client that counts its requests and never retries by itself: retries are ours, with a limit for each object.

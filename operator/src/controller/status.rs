@@ -12,6 +12,7 @@ use super::{
     apply::{Applied, title},
     build::{self, Owner, pool_name, service::endpoint},
     device::{self, Tally, Verdict},
+    images::condition::{condition as image_condition, failure as image_failure},
     observe::{ContainerStatus, Pod},
     plan::{Plan, PoolPlan, distribution, handover::HandOver},
     starting::{fetch_issue, stages},
@@ -81,7 +82,8 @@ pub fn status(facts: &Facts<'_>, old: Option<&HawkeyeDeploymentStatus>) -> Hawke
         Some(applied) => applied.service,
         None => old.is_some_and(|old| old.endpoint.is_some()),
     };
-    let conditions = conditions(facts, &pools, ready_replicas, old);
+    let mut conditions = conditions(facts, &pools, ready_replicas, old);
+    conditions.push(image_condition(facts, &pools, old));
     let (summary, message) = summary(&conditions, &pools);
     HawkeyeDeploymentStatus {
         observed_generation: facts.generation,
@@ -245,16 +247,20 @@ fn has_old_pods(deployment: &Deployment) -> bool {
 
 fn rank(reason: Reason) -> u8 {
     match reason {
-        Reason::CrashLoop => 0,
-        Reason::ImagePullFailed | Reason::ModelFetchFailed => 1,
-        Reason::DeviceMismatch => 2,
-        _ => 3,
+        Reason::ImageArchitectureMissing => 0,
+        Reason::CrashLoop => 1,
+        Reason::ImagePullFailed | Reason::ModelFetchFailed => 2,
+        Reason::DeviceMismatch => 3,
+        _ => 4,
     }
 }
 
 fn issue(facts: &Facts<'_>, name: &str, pod: &Pod) -> Option<(Reason, String)> {
     if pod.ready() {
         return None;
+    }
+    if let Some(message) = image_failure(facts, pod) {
+        return Some((Reason::ImageArchitectureMissing, message));
     }
     if let Some(issue) = fetch_issue(pod) {
         return Some(issue);

@@ -194,6 +194,15 @@ impl ClassIndex {
             .is_some_and(|position| self.classes[*position].name == class)
     }
 
+    /// The nodes that take new pods of a class now, by name.
+    pub fn nodes_of(&self, class: &str) -> impl Iterator<Item = &str> {
+        let wanted = self.classes.iter().position(|other| other.name == class);
+        self.offering
+            .iter()
+            .filter(move |(_, position)| Some(**position) == wanted)
+            .map(|(node, _)| node.as_str())
+    }
+
     /// The class of that name.
     pub fn get(&self, name: &str) -> Option<&ClassNodes> {
         self.classes.iter().find(|class| class.name == name)

@@ -6,7 +6,10 @@
 #![allow(missing_docs, clippy::print_stderr, clippy::too_many_lines)]
 
 mod devices;
+#[path = "../fake_registry/mod.rs"]
+mod fake_registry;
 mod handover;
+mod images;
 mod manners;
 mod models;
 mod recognition;
@@ -77,6 +80,19 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a_flapping_pod_makes_few_events", |c| Box::pin(manners::flapping(c))),
     ("every_right_is_used_and_none_is_missing", |c| {
         Box::pin(manners::rights(c))
+    }),
+    // After the rights: single Secrets are granted beside the list of rights.
+    ("a_class_whose_image_is_missing_is_passed_over", |c| {
+        Box::pin(images::passed_over(c))
+    }),
+    ("what_is_not_known_of_an_image_blocks_nothing", |c| {
+        Box::pin(images::known_and_unknown(c))
+    }),
+    ("a_private_image_is_read_where_the_values_allow_it", |c| {
+        Box::pin(images::private(c))
+    }),
+    ("a_pods_own_failure_tells_on_its_image", |c| {
+        Box::pin(images::pods_own_words(c))
     }),
     ("it_works_with_rights_in_its_namespaces_only", |c| {
         Box::pin(manners::namespaced(c))

@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
+use crate::{fake_registry::FakeRegistry, images::GRANTED};
+
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -32,6 +34,8 @@ pub struct Cluster {
     operator: Mutex<Option<Child>>,
     listen: u16,
     pub client: Client,
+    /// The registry that the operator may ask.
+    pub registry: FakeRegistry,
 }
 
 /// Ends what it holds, so that a start that fails half-way leaves nothing behind.
@@ -144,6 +148,7 @@ impl Cluster {
             processes: Mutex::new(std::mem::take(&mut guard.0)),
             listen,
             client,
+            registry: FakeRegistry::start().await,
             folder,
         };
         if let Err(error) = cluster.start_operator().await {
@@ -173,6 +178,9 @@ impl Cluster {
                 ("HAWKEYE_LABEL_GRACE", "30s".to_owned()),
                 ("HAWKEYE_IMAGE_CPU", "example.com/test:cpu".to_owned()),
                 ("HAWKEYE_IMAGE_CUDA", "example.com/test:cuda".to_owned()),
+                ("HAWKEYE_VERIFY_REGISTRIES", self.registry.address.to_string()),
+                ("HAWKEYE_VERIFY_INSECURE_REGISTRIES", self.registry.address.to_string()),
+                ("HAWKEYE_VERIFY_PULL_SECRETS", format!("{}/{}", GRANTED.0, GRANTED.1)),
             ],
         )?;
         *lock(&self.operator) = Some(operator);

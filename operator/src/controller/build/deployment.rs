@@ -241,6 +241,8 @@ fn container(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: Model<'
             run_as_non_root: Some(true),
             ..SecurityContext::default()
         }),
+        // The last words of a program that could not even start are its log; without this nobody reads them in the status.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         volume_mounts: Some(vec![model::mount(), tmp]),
         ..Container::default()
     }

@@ -124,6 +124,7 @@ pub fn fetcher(model: &ModelSource, parser: &Container, env: Vec<EnvVar>) -> Opt
             ..ResourceRequirements::default()
         }),
         security_context: parser.security_context.clone(),
+        termination_message_policy: parser.termination_message_policy.clone(),
         volume_mounts: Some(vec![VolumeMount {
             read_only: None,
             ..mount()

@@ -15,6 +15,7 @@ use hawkeye_crds::v1alpha1::{
 use jiff::{SignedDuration, Timestamp};
 
 use self::handover::{Capacity, HandOver, PoolPods, Step};
+use super::images::Checks;
 use crate::hardware::{ClassIndex, ClassNodes, ModelDefaults, memory};
 
 pub use self::reasons::distribution;
@@ -76,6 +77,8 @@ pub struct Plan {
     pub degraded: Option<String>,
     /// When time alone may change the plan.
     pub next: Option<Timestamp>,
+    /// What is known of the images, which the planner adds; `None` while they are not looked up.
+    pub images: Option<Checks>,
 }
 
 /// One pool: what its Deployment is built from.
@@ -240,6 +243,7 @@ fn plan_one<'a>(
             unplaced: 0,
             stuck: 0,
             degraded: None,
+            images: None,
             next: None,
         };
     }
@@ -279,6 +283,7 @@ fn plan_one<'a>(
         unplaced: left,
         stuck,
         degraded: reasons::degradation(spec, target, &pools),
+        images: None,
         pools,
         next,
     }
