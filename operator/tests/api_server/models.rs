@@ -43,8 +43,7 @@ async fn dropped(cluster: &Cluster) -> Result<()> {
         "the volume was not dropped, so this shows nothing"
     );
     // What comes back is never as it was sent, which must not lead to endless writes.
-    // Events and the last status may still be on their way.
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    cluster.settled().await?;
     let before = cluster.writes().await?;
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
     let after = cluster.writes().await?;

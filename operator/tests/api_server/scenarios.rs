@@ -535,7 +535,7 @@ pub async fn drift(cluster: &'static Cluster) -> Result<()> {
     let sidecar =
         json!({"spec": {"template": {"spec": {"containers": [{"name": "side", "image": "example.com/side"}]}}}});
     api.patch("demo-graviton", &params, &Patch::Strategic(sidecar)).await?;
-    sleep(Duration::from_secs(2)).await;
+    cluster.settled().await?;
     let before = cluster.writes().await?;
     sleep(Duration::from_secs(4)).await;
     let after = cluster.writes().await?;
@@ -640,7 +640,7 @@ pub async fn undecodable(cluster: &'static Cluster) -> Result<()> {
 }
 
 pub async fn idle(cluster: &'static Cluster) -> Result<()> {
-    sleep(Duration::from_secs(3)).await;
+    cluster.settled().await?;
     let before = cluster.writes().await?;
     sleep(Duration::from_secs(10)).await;
     ensure!(cluster.writes().await? == before, "an idle operator writes");

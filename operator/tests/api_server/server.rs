@@ -226,6 +226,20 @@ impl Cluster {
             .collect())
     }
 
+    /// Waits until the operator has written nothing for longer than it pauses between two looks at the classes.
+    pub async fn settled(&self) -> Result<()> {
+        let mut before = self.writes().await?;
+        for _ in 0..10 {
+            sleep(Duration::from_secs(7)).await;
+            let now = self.writes().await?;
+            if now == before {
+                return Ok(());
+            }
+            before = now;
+        }
+        bail!("the operator does not stop writing")
+    }
+
     /// Requests of the operator that write, by its own count.
     pub async fn writes(&self) -> Result<u64> {
         let text = self.http("/metrics").await?;
