@@ -3,7 +3,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo demo-down test check gen images bundle env tools e2e-binary bench-operator
+.PHONY: help setup demo demo-down test check gen images bundle env tools e2e-binary bench-operator plugin bench-plan
+
+PLUGIN_DIR ?= $(HOME)/.local/bin
 
 # Recipes take PATH, LIBTORCH and the rest from e2e/env.sh; it is read after setup, which may have just made what it finds.
 in_env := . e2e/env.sh &&
@@ -48,6 +50,16 @@ tools: e2e-binary ## build the local cluster's programs (Kubernetes, etcd, conta
 
 bench-operator: e2e-binary ## what the operator costs with thousands of nodes: SIZES=500,1000,2500,5000 (default 500)
 	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" bench operator --sizes "$${SIZES:-500}"
+
+plugin: setup ## build `kubectl hawkeye` and install it into PLUGIN_DIR (default ~/.local/bin)
+	@$(in_env) cargo build --release --locked --package hawkeye-operator --bin kubectl-hawkeye
+	@$(in_env) install -D -m 0755 "$$CARGO_TARGET_DIR/release/kubectl-hawkeye" "$(PLUGIN_DIR)/kubectl-hawkeye"
+	@echo "$(PLUGIN_DIR)/kubectl-hawkeye"
+	@case ":$$PATH:" in *":$(PLUGIN_DIR):"*) ;; *) echo "kubectl finds it once $(PLUGIN_DIR) is on PATH" ;; esac
+
+bench-plan: setup ## time `kubectl hawkeye plan` over up to 5,000 nodes; writes out/bench/plan.json
+	@$(in_env) cargo build --release --locked --package hawkeye-operator --bin kubectl-hawkeye --example bench_plan
+	@$(in_env) "$$CARGO_TARGET_DIR/release/examples/bench_plan"
 
 env: ## print the variables of a build: eval "$(make env)"
 	@$(in_env) for name in HAWKEYE_CACHE CARGO_TARGET_DIR PATH LIBTORCH LIBTORCH_CXX11_ABI LD_LIBRARY_PATH GOTOOLCHAIN HAWKEYE_PYTHON; do \

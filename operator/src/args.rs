@@ -10,6 +10,19 @@ use crate::{
     registry::settings::VerifyArgs,
 };
 
+/// The release's image of pods that compute on CPUs.
+pub const IMAGE_CPU: &str = concat!(
+    "ghcr.io/bytebot-ai/hawkeye-inference:",
+    env!("CARGO_PKG_VERSION"),
+    "-cpu"
+);
+/// The release's image of pods that compute on NVIDIA GPUs.
+pub const IMAGE_CUDA: &str = concat!(
+    "ghcr.io/bytebot-ai/hawkeye-inference:",
+    env!("CARGO_PKG_VERSION"),
+    "-cuda"
+);
+
 /// Places the Hawkeye screen parser on whatever hardware a Kubernetes cluster has.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 120)]
@@ -36,11 +49,11 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// Image of pods that compute on CPUs
-    #[arg(long, env = "HAWKEYE_IMAGE_CPU", default_value = concat!("ghcr.io/bytebot-ai/hawkeye-inference:", env!("CARGO_PKG_VERSION"), "-cpu"))]
+    #[arg(long, env = "HAWKEYE_IMAGE_CPU", default_value = IMAGE_CPU)]
     pub image_cpu: String,
 
     /// Image of pods that compute on NVIDIA GPUs
-    #[arg(long, env = "HAWKEYE_IMAGE_CUDA", default_value = concat!("ghcr.io/bytebot-ai/hawkeye-inference:", env!("CARGO_PKG_VERSION"), "-cuda"))]
+    #[arg(long, env = "HAWKEYE_IMAGE_CUDA", default_value = IMAGE_CUDA)]
     pub image_cuda: String,
 
     /// When pods pull their image
@@ -134,12 +147,20 @@ impl RunArgs {
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+/// A time span as settings write it: `5m`, `90s`.
+///
+/// # Errors
+/// When it is none, or negative.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration: jiff::SignedDuration = text.trim().parse().map_err(|error: jiff::Error| error.to_string())?;
     Duration::try_from(duration).map_err(|_| "it must not be negative".to_owned())
 }
 
-fn parse_model(text: &str) -> Result<DefaultModel, String> {
+/// The model that a setting names: JSON of the field `model`, or nothing.
+///
+/// # Errors
+/// When it is neither.
+pub fn parse_model(text: &str) -> Result<DefaultModel, String> {
     if matches!(text.trim(), "" | "null" | "{}") {
         return Ok(DefaultModel(None));
     }

@@ -4,6 +4,7 @@
 //! status. Classify, plan, build and status are pure.
 
 pub mod args;
+pub mod cli;
 pub mod context;
 pub mod controller;
 pub mod error;

@@ -89,6 +89,16 @@ words! {
     }
 }
 
+impl ConditionType {
+    /// The status that it has when all is as it should be.
+    pub const fn good(self) -> ConditionStatus {
+        match self {
+            Self::Degraded => ConditionStatus::False,
+            _ => ConditionStatus::True,
+        }
+    }
+}
+
 words! {
     /// What a condition of a HardwareClass is about.
     ClassConditionType {

@@ -346,7 +346,7 @@ fn conditions(
         told(ConditionType::Available, available(facts, pools, ready)),
         condition(ConditionType::DeviceVerified, device_verified(&tally, old)),
         degraded_still(facts, &tally, old)
-            .unwrap_or_else(|| told(ConditionType::Degraded, degraded(facts.plan, &tally))),
+            .unwrap_or_else(|| told(ConditionType::Degraded, degraded(facts.plan, tally.serves_elsewhere()))),
     ]
 }
 
@@ -383,6 +383,21 @@ fn device_verified<'a>(
 
 type Told = (bool, Reason, String);
 
+/// The conditions that a plan alone decides, before anything is applied: type, whether it is True, reason and message.
+pub fn of_plan(plan: &Plan) -> [(ConditionType, bool, Reason, String); 3] {
+    let placed = (is_placed(plan), plan.placed.0, plan.placed.1.clone());
+    [
+        (ConditionType::Accepted, accepted(plan)),
+        (ConditionType::Placed, placed),
+        (ConditionType::Degraded, degraded(plan, None)),
+    ]
+    .map(|(type_, (holds, reason, message))| (type_, holds, reason, message))
+}
+
+fn is_placed(plan: &Plan) -> bool {
+    plan.refused.is_none() && plan.unplaced == 0 && plan.stuck == 0
+}
+
 fn accepted(plan: &Plan) -> Told {
     match &plan.refused {
         Some((reason, message)) => (false, *reason, format!("{message} What runs already is left as it is.")),
@@ -416,8 +431,7 @@ fn placed(facts: &Facts<'_>) -> Told {
     {
         message.extend([" ", blind_spot]);
     }
-    let good = facts.plan.refused.is_none() && facts.plan.unplaced == 0 && facts.plan.stuck == 0;
-    (good, reason, message)
+    (is_placed(facts.plan), reason, message)
 }
 
 fn available(facts: &Facts<'_>, pools: &[PoolStatus], ready: i32) -> Told {
@@ -490,8 +504,9 @@ fn troubles(pools: &[PoolStatus]) -> String {
     text
 }
 
-fn degraded(plan: &Plan, tally: &Tally<'_>) -> Told {
-    match (&plan.degraded, tally.serves_elsewhere()) {
+/// `elsewhere` says which pods were found to compute on another device.
+fn degraded(plan: &Plan, elsewhere: Option<String>) -> Told {
+    match (&plan.degraded, elsewhere) {
         (Some(message), None) => (true, Reason::DeviceUnavailable, message.clone()),
         (Some(message), Some(text)) => (true, Reason::DeviceUnavailable, format!("{message} {text}.")),
         (None, Some(text)) => (true, Reason::DeviceMismatch, format!("{text}.")),

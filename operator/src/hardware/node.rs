@@ -45,6 +45,24 @@ impl NodeFacts {
         self.ready && !self.unschedulable && self.taints.iter().all(|taint| tolerated(taint, tolerations))
     }
 
+    /// What keeps new pods with these tolerations from starting here now, each in a few words; nothing when they can.
+    pub fn obstacles(&self, tolerations: &[Toleration]) -> Vec<String> {
+        let state = [(!self.ready, "not ready"), (self.unschedulable, "cordoned")];
+        let state = state
+            .into_iter()
+            .filter(|(holds, _)| *holds)
+            .map(|(_, word)| word.to_owned());
+        let taints = self
+            .taints
+            .iter()
+            .filter(|taint| !tolerated(taint, tolerations))
+            .map(|taint| {
+                let value = if taint.value.is_empty() { "" } else { "=" };
+                format!("taint {}{value}{}:{:?}", taint.key, taint.value, taint.effect)
+            });
+        state.chain(taints).collect()
+    }
+
     /// True when the node is meant for pods with these tolerations, be it ready at this moment or not. Taints that
     /// Kubernetes itself sets (`node.kubernetes.io/...`) say how the node is now, not whom it is for.
     pub fn intended(&self, tolerations: &[Toleration]) -> bool {

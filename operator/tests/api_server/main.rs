@@ -12,6 +12,7 @@ mod handover;
 mod images;
 mod manners;
 mod models;
+mod plugin;
 mod recognition;
 mod scenarios;
 mod server;
@@ -43,6 +44,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         Box::pin(recognition::overlaps(c))
     }),
     ("each_platform_gets_its_pool", |c| Box::pin(scenarios::pools(c))),
+    ("the_plugin_plans_what_the_operator_does", |c| Box::pin(plugin::live(c))),
     ("pods_pass_pod_security_restricted", |c| {
         Box::pin(scenarios::restricted(c))
     }),

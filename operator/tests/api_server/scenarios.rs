@@ -261,6 +261,11 @@ pub async fn validation(cluster: &'static Cluster) -> Result<()> {
         };
         let message = error.to_string();
         ensure!(message.contains(field) && message.contains(word), "{spec}: {message}");
+        // The plugin says the same without a server.
+        match crate::plugin::admit("HawkeyeDeployment", name, spec)? {
+            Ok(_) => bail!("the plugin takes {name} {spec}"),
+            Err(said) => ensure!(said.contains(field), "{name} {spec}: {said}"),
+        }
     }
     for spec in [
         "{}",
@@ -276,6 +281,11 @@ pub async fn validation(cluster: &'static Cluster) -> Result<()> {
     ] {
         // A float is neither an integer nor a string.
         let taken = create(cluster, "validation", "ok", spec, true).await;
+        let admitted = crate::plugin::admit("HawkeyeDeployment", "ok", spec)?;
+        ensure!(
+            admitted.is_ok() == taken.is_ok(),
+            "the plugin differs on {spec}: {admitted:?}"
+        );
         ensure!(taken.is_ok() != spec.contains("0.5"), "{spec}: {:?}", taken.err());
     }
     let hardware = ApiResource::erase::<hawkeye_crds::v1alpha1::HardwareClass>(&());
@@ -324,6 +334,11 @@ pub async fn validation(cluster: &'static Cluster) -> Result<()> {
             "values must be given",
         ),
     ] {
+        let admitted = crate::plugin::admit("HardwareClass", name, &object["spec"].to_string())?;
+        ensure!(
+            admitted.is_ok() == word.is_empty(),
+            "the plugin differs on {word}: {admitted:?}"
+        );
         let object = DynamicObject::new(name, &hardware).data(object);
         let params = PostParams {
             dry_run: true,
@@ -343,6 +358,11 @@ pub async fn defaults(cluster: &'static Cluster) -> Result<()> {
     let expected = json!({"replicas": 1, "profile": "Balanced", "device": "Auto", "dtype": "Auto", "fallback": "Degrade",
             "handOverAfter": "2m"});
     ensure!(made.data["spec"] == expected, "{}", made.data);
+    let admitted = crate::plugin::admit("HawkeyeDeployment", "demo", "{}")?;
+    ensure!(
+        admitted.as_ref().is_ok_and(|object| object["spec"] == expected),
+        "{admitted:?}"
+    );
     let api = parsers(cluster, "defaults");
     let scale = api
         .patch_scale(

@@ -190,6 +190,11 @@ impl Cluster {
         .await
     }
 
+    /// A kubeconfig of the user `admin` or `operator`.
+    pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.folder.path().join(user)
+    }
+
     /// As `kill -9` does.
     pub fn kill_operator(&self) {
         if let Some(mut operator) = lock(&self.operator).take() {

@@ -9,7 +9,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::{scenarios::namespace, server::Cluster};
+use crate::{plugin, scenarios::namespace, server::Cluster};
 
 const DRY: PostParams = PostParams {
     dry_run: true,
@@ -260,12 +260,18 @@ pub async fn every_rule(cluster: &'static Cluster) -> Result<()> {
     let resource = ApiResource::erase::<HawkeyeDeployment>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), "rules", &resource);
     let post = async |spec: &str| {
-        let spec: Value =
-            serde_saphyr::from_str(&spec.replace("SUM", &"5f".repeat(32))).with_context(|| spec.to_owned())?;
-        anyhow::Ok(
-            api.create(&DRY, &DynamicObject::new("ok", &resource).data(json!({"spec": spec})))
-                .await,
-        )
+        let text = spec.replace("SUM", &"5f".repeat(32));
+        let spec: Value = serde_saphyr::from_str(&text).with_context(|| spec.to_owned())?;
+        let answer = api
+            .create(&DRY, &DynamicObject::new("ok", &resource).data(json!({"spec": spec})))
+            .await;
+        // Without a server, the plugin says the same.
+        let admitted = plugin::admit("HawkeyeDeployment", "ok", &text)?;
+        ensure!(
+            admitted.is_ok() == answer.is_ok(),
+            "the plugin differs on {text}: {admitted:?}"
+        );
+        anyhow::Ok(answer)
     };
     for (spec, field, words) in REFUSED {
         let Err(error) = post(spec).await? else {
@@ -295,6 +301,8 @@ pub async fn every_rule(cluster: &'static Cluster) -> Result<()> {
     for (pointer, value, field, words) in bad_classes() {
         let mut object = good.clone();
         *object.pointer_mut(pointer).with_context(|| pointer.to_owned())? = value.clone();
+        let admitted = plugin::admit("HardwareClass", "ok", &object["spec"].to_string())?;
+        ensure!(admitted.is_err(), "the plugin takes {pointer} {value}");
         let Err(error) = api
             .create(&DRY, &DynamicObject::new("ok", &hardware).data(object))
             .await
