@@ -94,6 +94,9 @@ undocumented() { value_names | while read -r name; do grep -q "^| \`$name[\`.]" 
 passes "every value is in the chart's README" negate grep . <(undocumented)
 
 refuses "values: an unknown key" "additional propert.*replicas" template --set replicas=2
+template --set leaderElection.enabled=false --set operator.replicas=1 >"$work/single.yaml"
+passes "one operator without an election is replaced, never doubled" grep -q "type: Recreate" "$work/single.yaml"
+passes "and needs neither a Lease nor a budget" negate grep -qE "PodDisruptionBudget|leases" "$work/single.yaml"
 refuses "values: an unknown nested key" "additional propert.*op" template --set images.op=x
 refuses "values: a pull policy that does not exist" "pullPolicy" template --set images.pullPolicy=Sometimes
 refuses "values: an image with a space" "images/cpu" template --set "images.cpu=a b"
@@ -117,6 +120,11 @@ refuses "values: an unknown class" "no built-in class of that name; there are .*
 refuses "values: text for a number" "priority" template --set-string hardwareClasses.graviton.priority=high
 refuses "values: a boolean as text" "enabled" template --set-string builtinClasses.enabled=true
 refuses "values: a log format that does not exist" "logFormat" template --set operator.logFormat=xml
+refuses "values: a duration without a unit" "leaseDuration" template --set-string leaderElection.leaseDuration=20
+refuses "values: two operators without an election" "needs leaderElection.enabled" template --set leaderElection.enabled=false
+refuses "values: an endpoint for traces without a scheme" "endpoint" template --set operator.tracing.endpoint=collector:4318
+template --set operator.tracing.endpoint=http://collector:4318 >"$work/traced.yaml"
+passes "an endpoint for traces reaches the operator" grep -A1 "OTEL_EXPORTER_OTLP_ENDPOINT" "$work/traced.yaml"
 refuses "values: no service account at all" "serviceAccount.name is needed" template --set serviceAccount.create=false
 refuses "values: the CRD chart has none" "additional propert" helm template crds charts/hawkeye-crds --set keep=false
 refuses "an old cluster" "incompatible with Kubernetes" template --kube-version 1.32.0
@@ -195,7 +203,7 @@ done
 operator() { "$KUBECTL" -n hawkeye-system get deployment hawkeye-operator -o json; }
 operator | holds "the operator: one replica, recreated, images of this release, no default model" '
     .[0].spec as $spec | $spec.template.spec.containers[0] as $c | ($c.env | map({(.name): .value}) | add) as $env
-    | $spec.replicas == 1 and $spec.strategy.type == "Recreate"
+    | $spec.replicas == 2 and $spec.strategy.type == "RollingUpdate" and $env.HAWKEYE_LEASE_NAME == "hawkeye-operator"
     and $c.image == "ghcr.io/bytebot-ai/hawkeye-operator:0.1.0" and $c.imagePullPolicy == "IfNotPresent"
     and $env.HAWKEYE_IMAGE_CPU == "ghcr.io/bytebot-ai/hawkeye-inference:0.1.0-cpu"
     and $env.HAWKEYE_IMAGE_CUDA == "ghcr.io/bytebot-ai/hawkeye-inference:0.1.0-cuda"
@@ -250,6 +258,12 @@ passes "off, it may get none" negate can_in vision get secrets/one
 operator | holds "off, it is told nothing" '
     .[0].spec.template.spec.containers[0].env | all(.name | startswith("HAWKEYE_VERIFY") | not)'
 passes "back to the default values" helm upgrade hawkeye charts/hawkeye --namespace hawkeye-system --reset-values
+lease() { "$KUBECTL" auth can-i --quiet --as "$me" --namespace "$1" "$2" "leases.coordination.k8s.io$3"; }
+passes "the operator may renew its own Lease" lease hawkeye-system update /hawkeye-operator
+passes "the operator may create a Lease beside it" lease hawkeye-system create ""
+passes "the operator may not renew another Lease" negate lease hawkeye-system update /other
+passes "the operator may not delete its Lease" negate lease hawkeye-system delete /hawkeye-operator
+passes "the operator may not touch Leases of nodes" negate lease kube-node-lease update /hawkeye-operator
 
 # What the operator makes is owned by a HawkeyeDeployment and blocks its deletion: the strictest clusters let it.
 owned() {
@@ -299,7 +313,7 @@ for values in charts/hawkeye/ci/*-values.yaml; do
 done
 passes "kubeconform: install.yaml, samples, the chart with each values file" \
     conform manifests/install.yaml manifests/samples/*.yaml "$work"/*-values.yaml
-sed 's/replicas: 1/replica: 1/' manifests/install.yaml >"$work/wrong.yaml"
+sed 's/replicas: 2/replica: 2/' manifests/install.yaml >"$work/wrong.yaml"
 refuses "kubeconform sees a misspelt field" "replica" conform "$work/wrong.yaml"
 passes "server-side validation: the chart from a mirror" \
     "$KUBECTL" create --dry-run=server --validate=strict -f "$work/mirror-values.yaml"
@@ -370,8 +384,8 @@ done
         == (.[2].rules | sort)'
 refuses "values: a namespace that cannot be" "watch/namespaces" template --set 'watch.namespaces={Team A}'
 passes "back to the whole cluster" helm upgrade hawkeye charts/hawkeye --namespace hawkeye-system --reset-values
-"$KUBECTL" get roles,rolebindings -A -o json | holds "no Role of it is left" '
-    [.[0].items[] | select(.metadata.labels["app.kubernetes.io/part-of"] == "hawkeye")] == []'
+"$KUBECTL" get roles,rolebindings -A -o json | holds "no Role of it is left but that of its Lease" '
+    [.[0].items[] | select(.metadata.labels["app.kubernetes.io/part-of"] == "hawkeye").metadata.name] | unique == ["hawkeye-operator-lease"]'
 
 "$KUBECTL" -n hawkeye-system get servicemonitors,podmonitors,configmaps -o json | holds "no monitor or dashboard is left" '
     [.[0].items[] | select(.metadata.labels["app.kubernetes.io/part-of"] == "hawkeye")] == []'
@@ -379,7 +393,7 @@ passes "back to the whole cluster" helm upgrade hawkeye charts/hawkeye --namespa
 # Gone and back again: definitions and what users made stay.
 "$KUBECTL" -n default create -f <(sample_object kept) >/dev/null
 passes "uninstall hawkeye" helm uninstall hawkeye --namespace hawkeye-system
-"$KUBECTL" get hardwareclasses,clusterroles,clusterrolebindings,deployments,services,serviceaccounts -A -o json |
+"$KUBECTL" get hardwareclasses,clusterroles,clusterrolebindings,roles,rolebindings,deployments,services,serviceaccounts,poddisruptionbudgets -A -o json |
     holds "nothing of the release is left" '[.[0].items[] | select(.metadata.labels["app.kubernetes.io/part-of"] == "hawkeye")] == []'
 passes "uninstall hawkeye-crds" helm uninstall hawkeye-crds --namespace hawkeye-system
 passes "the HawkeyeDeployment outlives both" "$KUBECTL" -n default get hkd kept

@@ -271,7 +271,7 @@ fn next_steps(cache: &Cache, kubeconfig: &Path, screenshot: &Path) -> String {
          \n  kubectl get hkd,hwc,deploy,pods -n {NAMESPACE}\
          \n  kubectl describe hkd {NAME} -n {NAMESPACE}\
          \n  kubectl scale hkd/{NAME} --replicas=2 -n {NAMESPACE}\
-         \n  kubectl logs -n {OPERATOR_NAMESPACE} deploy/hawkeye-operator\
+         \n  kubectl logs -n {OPERATOR_NAMESPACE} -l app.kubernetes.io/name=hawkeye-operator\
          \n  kubectl port-forward -n {NAMESPACE} service/{NAME} 9989 &\
          \n  curl -s -F file=@{} http://127.0.0.1:9989/parse/upload | head -c 600\n\
          \n  make demo        # again: takes what is built, under 3 minutes\

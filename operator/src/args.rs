@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hawkeye_crds::v1alpha1::{ModelSource, PullPolicy};
 
 use crate::{
@@ -72,7 +72,11 @@ pub struct RunArgs {
     #[arg(long, env = "HAWKEYE_LISTEN", default_value = "0.0.0.0:8080")]
     pub listen: SocketAddr,
 
-    /// Name of this pod, which events are reported by
+    /// Which replica leads
+    #[command(flatten)]
+    pub lease: LeaseArgs,
+
+    /// Name of this pod, which events are reported by and the Lease is held under
     #[arg(long, env = "POD_NAME")]
     pub pod_name: Option<String>,
 
@@ -98,6 +102,35 @@ pub struct RunArgs {
     /// Form of the log on standard error; which lines it holds is set by RUST_LOG
     #[arg(long, env = "HAWKEYE_LOG_FORMAT", value_enum, default_value = "json")]
     pub log_format: LogFormat,
+}
+
+/// Settings of the leader election.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Leader election")]
+pub struct LeaseArgs {
+    /// Write only while holding a Lease; false is safe only when no other replica can run, not even during an upgrade
+    #[arg(long, env = "HAWKEYE_LEADER_ELECTION", default_value_t = true, action = ArgAction::Set)]
+    pub leader_election: bool,
+
+    /// Name of the Lease
+    #[arg(long, env = "HAWKEYE_LEASE_NAME", default_value = "hawkeye-operator")]
+    pub lease_name: String,
+
+    /// Namespace of the Lease [default: that of this pod, the service account or the kubeconfig]
+    #[arg(long, env = "HAWKEYE_LEASE_NAMESPACE")]
+    pub lease_namespace: Option<String>,
+
+    /// How long others wait for a leader that no longer answers
+    #[arg(long, env = "HAWKEYE_LEASE_DURATION", default_value = "20s", value_parser = parse_duration)]
+    pub lease_duration: Duration,
+
+    /// How long a leader goes on after its last successful renewal was sent; shorter than the lease duration
+    #[arg(long, env = "HAWKEYE_LEASE_RENEW_DEADLINE", default_value = "15s", value_parser = parse_duration)]
+    pub renew_deadline: Duration,
+
+    /// Time between two tries to take or renew the Lease
+    #[arg(long, env = "HAWKEYE_LEASE_RETRY_PERIOD", default_value = "2s", value_parser = parse_duration)]
+    pub retry_period: Duration,
 }
 
 /// When images are pulled.
@@ -188,6 +221,14 @@ mod tests {
         assert_eq!(parse_duration("5m"), Ok(GRACE));
         assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
         assert!(parse_duration("-5m").is_err() && parse_duration("5").is_err() && parse_duration("").is_err());
+    }
+
+    #[test]
+    fn durations_are_written_as_in_kubernetes() {
+        assert_eq!(parse_duration("20s").unwrap(), Duration::from_secs(20));
+        assert_eq!(parse_duration("1m30s").unwrap(), Duration::from_secs(90));
+        assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));
+        assert!(parse_duration("-1s").is_err() && parse_duration("20").is_err());
     }
 
     #[test]

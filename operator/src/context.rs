@@ -96,14 +96,16 @@ struct Failures {
 }
 
 impl Backoff {
-    /// Notes a failure and says how long to wait.
-    pub fn failed(&self, key: &str) -> Duration {
+    /// Notes a failure and says how long to wait: at least as long as the API server asks.
+    pub fn failed(&self, key: &str, asked: Option<Duration>) -> Duration {
         let mut failures = self.lock();
         let count = failures.get(key).map_or(0, |entry| entry.count).saturating_add(1);
         let full = FIRST.saturating_mul(1 << count.min(6)).min(LONGEST);
         // Between half of it and all of it.
         let share = self.random.hash_one((key, count)) % 1000;
-        let wait = (full / 2 + full / 2 * share as u32 / 1000).max(FIRST);
+        let wait = (full / 2 + full / 2 * share as u32 / 1000)
+            .max(FIRST)
+            .max(asked.unwrap_or_default());
         // Objects that were deleted while they failed would stay for ever.
         let now = Instant::now();
         failures.retain(|_, entry| entry.until + FORGOTTEN > now);
@@ -141,7 +143,7 @@ mod tests {
     async fn waits_grow_to_a_limit_and_end_with_a_success() {
         let backoff = Backoff::default();
         assert_eq!(backoff.remaining("a"), None);
-        let waits: Vec<Duration> = (0..10).map(|_| backoff.failed("a")).collect();
+        let waits: Vec<Duration> = (0..10).map(|_| backoff.failed("a", None)).collect();
         assert!(waits.iter().all(|wait| *wait >= FIRST && *wait <= LONGEST), "{waits:?}");
         assert!(waits[9] >= LONGEST / 2);
         assert!(backoff.remaining("a").is_some());
@@ -149,6 +151,7 @@ mod tests {
         tokio::time::advance(LONGEST).await;
         assert_eq!(backoff.remaining("a"), None);
         backoff.succeeded("a");
-        assert!(backoff.failed("a") <= FIRST * 2);
+        assert!(backoff.failed("a", None) <= FIRST * 2);
+        assert!(backoff.failed("a", Some(LONGEST)) >= LONGEST);
     }
 }

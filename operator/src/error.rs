@@ -41,6 +41,16 @@ impl Error {
         }
     }
 
+    /// How long the API server asks to wait before the next try, up to a minute.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let Self::Api { source, .. } = self else { return None };
+        let kube::Error::Api(status) = &**source else {
+            return None;
+        };
+        let seconds = status.details.as_ref()?.retry_after_seconds;
+        (seconds > 0).then(|| Duration::from_secs(seconds.into()).min(Duration::from_mins(1)))
+    }
+
     /// Its kind, for metrics: one of few words.
     pub const fn kind(&self) -> ErrorKind {
         match self {

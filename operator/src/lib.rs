@@ -11,6 +11,7 @@ pub mod error;
 pub mod events;
 pub mod hardware;
 pub mod http;
+pub mod lease;
 pub mod metrics;
 pub mod registry;
 pub mod rules;

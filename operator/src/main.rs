@@ -16,8 +16,10 @@ use hawkeye_operator::{
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(args) => {
-            telemetry::init(args.log_format);
-            controller::run::run(*args).await
+            let telemetry = telemetry::init(args.log_format)?;
+            let result = Box::pin(controller::run::run(*args)).await;
+            telemetry.end().await;
+            result
         }
         Command::Crd { classes } => print(classes),
     }

@@ -28,6 +28,8 @@ pub enum Verb {
     Patch,
     Delete,
     Other,
+    /// Writes of the Lease, which an idle operator goes on with.
+    Lease,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -85,6 +87,9 @@ pub struct Metrics {
     events: Counter<u64, AtomicU64>,
     checks: Family<ByOutcome, Counter>,
     image_lookups: Family<ByLookup, Counter>,
+    leader: Gauge,
+    lease_transitions: Gauge,
+    renewals_failed: Counter,
 }
 
 impl Default for Metrics {
@@ -104,6 +109,9 @@ impl Default for Metrics {
             events: Counter::default(),
             checks: Family::default(),
             image_lookups: Family::default(),
+            leader: Gauge::default(),
+            lease_transitions: Gauge::default(),
+            renewals_failed: Counter::default(),
         };
         registry.register("reconciles", "Reconciles that were started", metrics.reconciles.clone());
         registry.register(
@@ -153,6 +161,17 @@ impl Default for Metrics {
             "Images that registries were asked about, by outcome",
             metrics.image_lookups.clone(),
         );
+        registry.register("leader", "1 while this replica leads, else 0", metrics.leader.clone());
+        registry.register(
+            "lease_transitions",
+            "Times that the Lease went from one replica to another, as far as this one knows",
+            metrics.lease_transitions.clone(),
+        );
+        registry.register(
+            "lease_renewals_failed",
+            "Renewals of the Lease that failed",
+            metrics.renewals_failed.clone(),
+        );
         Self {
             registry: Arc::new(registry),
             ..metrics
@@ -199,6 +218,21 @@ impl Metrics {
     pub fn looked_up(&self, answered: bool) {
         let outcome = if answered { Lookup::Answered } else { Lookup::Failed };
         self.image_lookups.get_or_create(&ByLookup { outcome }).inc();
+    }
+
+    /// This replica leads, or no longer does.
+    pub fn leading(&self, leads: bool) {
+        self.leader.set(i64::from(leads));
+    }
+
+    /// The Lease went from one replica to another this often.
+    pub fn lease_transitions(&self, count: i32) {
+        self.lease_transitions.set(count.into());
+    }
+
+    /// One renewal of the Lease failed.
+    pub fn renewal_failed(&self) {
+        self.renewals_failed.inc();
     }
 
     /// The text that Prometheus reads.
@@ -253,7 +287,9 @@ impl<S: Service<Request<B>>, B> Service<Request<B>> for CountedService<S> {
             .uri()
             .query()
             .is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
+        let lease = request.uri().path().starts_with("/apis/coordination.k8s.io/");
         let verb = match *request.method() {
+            Method::POST | Method::PUT | Method::PATCH if lease => Verb::Lease,
             Method::GET if watches => Verb::Watch,
             Method::GET => Verb::Read,
             Method::POST => Verb::Create,

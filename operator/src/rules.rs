@@ -13,6 +13,8 @@ pub enum Place {
     Whole,
     /// In the namespaces that are looked after.
     Namespace,
+    /// In the operator's own namespace.
+    Own,
 }
 
 /// Verbs on one resource.
@@ -42,7 +44,15 @@ const WATCH: &[&str] = &["list", "watch"];
 const OWN: &[&str] = &["get", "list", "watch", "create", "patch", "delete"];
 const OURS: &str = "hawkeye.bytebot.ai";
 
-/// Every right, sorted by what it is for.
+/// What settles which replica leads: one Lease, to which all but `create` is limited by its name.
+pub const LEASE: Rule = rule(
+    "coordination.k8s.io",
+    "leases",
+    &["create", "get", "update"],
+    Place::Own,
+);
+
+/// Every other right, sorted by what it is for.
 pub const RULES: &[Rule] = &[
     // What there is to place on, and what takes room there.
     rule("", "nodes", WATCH, Place::Cluster),

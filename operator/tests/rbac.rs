@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use hawkeye_operator::rules::{Place, RULES};
+use hawkeye_operator::rules::{LEASE, Place, RULES};
 use serde_json::Value;
 
 fn read(path: &str) -> String {
@@ -50,6 +50,32 @@ fn the_chart_grants_what_the_operator_needs_and_no_more() {
         })
         .collect();
     assert_eq!(granted(), needed);
+}
+
+#[test]
+fn the_lease_is_granted_by_name_in_one_namespace() {
+    let install = read("manifests/install.yaml");
+    let roles: Vec<Value> = install
+        .split("\n---\n")
+        .filter(|text| text.contains("kind: Role\n"))
+        .map(|text| serde_saphyr::from_str(text).unwrap())
+        .collect();
+    let [role] = &roles[..] else { panic!("{roles:?}") };
+    assert_eq!(role["metadata"]["namespace"], "hawkeye-system");
+    let mut verbs = BTreeSet::new();
+    for rule in role["rules"].as_array().unwrap() {
+        assert_eq!(rule["apiGroups"][0], LEASE.group);
+        assert_eq!(rule["resources"], serde_json::json!([LEASE.resource]));
+        let these: Vec<&str> = rule["verbs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(Value::as_str)
+            .collect();
+        assert!(rule.get("resourceNames").is_some() || these == ["create"], "{rule}");
+        verbs.extend(these.into_iter().map(str::to_owned));
+    }
+    assert_eq!(verbs, LEASE.verbs.iter().map(|verb| (*verb).to_owned()).collect());
 }
 
 #[test]

@@ -14,26 +14,33 @@ pub async fn two_idle_minutes_write_nothing_but_the_lease(suite: &Suite) -> Resu
         .await?;
     scope.until_ready("idle", 2, 60).await?;
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let before = writes(suite)?.len();
+    let (before, renewed) = writes(suite)?;
+    let before = before.len();
     ensure!(
         before > 0,
         "the audit log knows no write of the operator at all: it does not measure what it should"
     );
     tokio::time::sleep(Duration::from_mins(2)).await;
-    let after = writes(suite)?;
+    let (after, renewals) = writes(suite)?;
     ensure!(
         after.len() == before,
         "while idle the operator wrote: {:#?}",
         &after[before..]
     );
+    // One leader that renews every two seconds, and no second one beside it.
+    let renewals = renewals - renewed;
+    ensure!(
+        (30..=70).contains(&renewals),
+        "the Lease was written {renewals} times in two minutes"
+    );
     scope.delete("idle").await
 }
 
-/// The operator's writes, leases left out, as the API server's audit log has them.
-fn writes(suite: &Suite) -> Result<Vec<String>> {
+/// The operator's writes, and how often it wrote its Lease, as the API server's audit log has them.
+fn writes(suite: &Suite) -> Result<(Vec<String>, usize)> {
     let log = suite.cluster.logs().join("audit.log");
     let text = fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
-    let mut found = Vec::new();
+    let (mut found, mut renewals) = (Vec::new(), 0);
     for line in text.lines() {
         let Ok(entry) = serde_json::from_str::<Value>(line) else {
             continue;
@@ -43,14 +50,17 @@ fn writes(suite: &Suite) -> Result<Vec<String>> {
         let resource = entry["objectRef"]["resource"].as_str().unwrap_or_default();
         if user.starts_with("system:serviceaccount:hawkeye-system:")
             && !["get", "list", "watch"].contains(&verb)
-            && resource != "leases"
             && entry["stage"] == "ResponseComplete"
         {
+            if resource == "leases" {
+                renewals += 1;
+                continue;
+            }
             found.push(format!(
                 "{verb} {resource} {}",
                 entry["requestURI"].as_str().unwrap_or_default()
             ));
         }
     }
-    Ok(found)
+    Ok((found, renewals))
 }

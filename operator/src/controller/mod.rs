@@ -6,6 +6,7 @@ pub mod class_status;
 pub mod device;
 pub mod images;
 pub mod nodes;
+mod election;
 pub mod observe;
 pub mod plan;
 pub mod planner;

@@ -142,7 +142,7 @@ impl Planner {
         self.world.wait_until_ready().await?;
         loop {
             let start = Instant::now();
-            let next = self.pass(now());
+            let next = tracing::debug_span!("plan_all").in_scope(|| self.pass(now()));
             let rest = SETTLE.max(start.elapsed() * REST);
             match next {
                 Some(next) => {

@@ -11,6 +11,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
+use tracing::{Instrument as _, debug_span, field};
 
 use super::{
     apply::{Applied, apply},
@@ -45,10 +46,22 @@ pub async fn reconcile(guarded: Arc<GuardedDeployment>, context: Arc<Context>) -
         return Ok(Action::requeue(left));
     }
     let start = Instant::now();
-    let result = match timeout(LIMIT, steps(object, &uid, &context)).await {
+    let span = tracing::info_span!(
+        "reconcile",
+        namespace = object.namespace(),
+        name = object.name_any(),
+        generation = object.metadata.generation,
+        otel.status_code = field::Empty,
+        otel.status_description = field::Empty,
+    );
+    let result = match timeout(LIMIT, steps(object, &uid, &context).instrument(span.clone())).await {
         Ok(result) => result,
         Err(_) => Err(Error::Timeout(LIMIT)),
     };
+    if let Err(error) = &result {
+        span.record("otel.status_code", "ERROR");
+        span.record("otel.status_description", report(error));
+    }
     context.metrics.reconciled(start.elapsed().as_secs_f64());
     if result.is_ok() {
         context.backoff.succeeded(&uid);
@@ -60,7 +73,7 @@ pub async fn reconcile(guarded: Arc<GuardedDeployment>, context: Arc<Context>) -
 #[allow(clippy::needless_pass_by_value)] // the controller wants it so
 pub fn error_policy(guarded: Arc<GuardedDeployment>, error: &Error, context: Arc<Context>) -> Action {
     let key = guarded.meta().uid.clone().unwrap_or_default();
-    let wait = context.backoff.failed(&key);
+    let wait = context.backoff.failed(&key, error.retry_after());
     context.metrics.failed(error.kind());
     let (namespace, name) = (guarded.namespace().unwrap_or_default(), guarded.name_any());
     tracing::warn!(%namespace, %name, error = shorten(&report(error)), wait_s = wait.as_secs_f64(), "a reconcile failed");
@@ -133,18 +146,21 @@ async fn steps(object: &HawkeyeDeployment, uid: &str, context: &Context) -> Resu
         spec: &object.spec,
     };
 
-    let plan = planned(object, uid, context).await?;
+    let plan = planned(object, uid, context).instrument(debug_span!("plan")).await?;
     let model = context.models.of(&object.spec);
     let applied = match model.filter(|_| plan.refused.is_none()) {
         Some(model) => {
             let mut objects = build(&owner, &plan, &context.images, model, context.namespace.as_deref());
             let observed = context.world.observed(&owner);
             strategy::keep(&mut objects, &observed.deployments)?;
-            Some(apply(&context.client, &context.memory, &owner, &objects, &observed).await?)
+            let applied = apply(&context.client, &context.memory, &owner, &objects, &observed);
+            Some(applied.instrument(debug_span!("apply")).await?)
         }
         None => None,
     };
-    report_status(object, &owner, context, &plan, applied.as_ref()).await?;
+    report_status(object, &owner, context, &plan, applied.as_ref())
+        .instrument(debug_span!("status"))
+        .await?;
 
     match applied {
         Some(applied) if !applied.refusals.is_empty() => {

@@ -2,24 +2,24 @@
 
 use std::{convert::identity, fmt::Debug, pin::pin, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use futures::{
     Stream, StreamExt, TryStreamExt,
     channel::mpsc::{UnboundedSender, unbounded},
     future::{self, BoxFuture, FutureExt},
+    stream::{self, BoxStream},
 };
 use k8s_openapi::api::{
     apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Api, Client, Config, Resource, ResourceExt,
-    client::ClientBuilder,
+    Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
     runtime::{
         Controller, WatchStreamExt,
         controller::{self, Error as ControllerError},
         events::{Recorder, Reporter},
-        reflector::{self, ObjectRef, store::Writer},
+        reflector::{self, ObjectRef, Store, store::Writer},
         watcher::{self, Event},
     },
 };
@@ -27,12 +27,14 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
+    time::sleep,
 };
 
 use super::{
     apply::Memory,
     build::MANAGER,
     class_status,
+    election::Election,
     images::Checker,
     nodes::Nodes,
     observe::{GuardedClass, GuardedDeployment, Node, Pod, World},
@@ -57,13 +59,21 @@ const DEBOUNCE: Duration = Duration::from_millis(200);
 
 type Trigger = UnboundedSender<ObjectRef<GuardedDeployment>>;
 
+/// Longest time that reconciles get to end after a signal. With what follows it stays below the 30 s that Kubernetes
+/// gives a pod.
+const DRAIN: Duration = Duration::from_secs(20);
+
 /// Runs the operator until SIGTERM or SIGINT.
 ///
+/// It reads the cluster at once, and writes while it holds the Lease. When it loses the Lease it ends with an error and
+/// counts on being started again: nothing that was begun as leader goes on as something else.
+///
 /// # Errors
-/// When the API server cannot be found, the address is taken, or a part ends that should not.
+/// When the API server cannot be found, the address is taken, the Lease is lost, or a part ends that should not.
 pub async fn run(args: RunArgs) -> anyhow::Result<()> {
     let metrics = Metrics::default();
-    let client = client(&metrics).await?;
+    let election = Election::new(&args, &metrics).await?;
+    let client = election.client.clone();
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;
@@ -122,46 +132,30 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         metrics: metrics.clone(),
     });
 
-    let (stop, stopped) = watch::channel(false);
-    let main = deployment_stream(&client, &scope, deployment_writer, dirty, metrics.clone());
-    let reconciled = Controller::for_stream(main, hawkeye_deployments)
-        .with_config(
-            controller::Config::default()
-                .debounce(DEBOUNCE)
-                .concurrency(args.concurrency),
-        )
-        .reconcile_on(triggered)
-        .graceful_shutdown_on(until(stopped.clone()))
-        .run(reconcile, error_policy, context)
-        .for_each(async |result| log(result));
-
-    // The controller ends last: what it has begun it finishes, for which it needs planner and watches.
-    let mut server = pin!(http::serve(listener, metrics, plans, until(stopped)));
-    let mut watches = pin!(watches);
-    let mut lookups = pin!(lookups);
-    let mut planner = pin!(planner.run());
-    let mut class_status = pin!(class_status);
-    let mut verifier = pin!(verifier.run(verify::ask));
-    let mut reconciled = pin!(reconciled);
-    let mut signal = pin!(signalled());
-    tokio::select! {
-        () = &mut reconciled => bail!("the controller has ended"),
-        () = &mut watches => bail!("a watch has ended"),
-        result = &mut planner => bail!("the planner has ended: {result:?}"),
-        () = &mut class_status => bail!("the status of the classes is no longer kept"),
-        () = &mut lookups => bail!("the lookups of images have ended"),
-        result = &mut verifier => bail!("the verifier has ended: {result:?}"),
-        result = &mut server => bail!("the HTTP server has ended: {result:?}"),
-        result = &mut signal => result?,
+    // It is served until the end: a replica that ends is alive, too.
+    let (end, at_end) = watch::channel(false);
+    let mut server = pin!(http::serve(listener, metrics.clone(), plans, until(at_end)));
+    let work = Work {
+        changes: deployment_stream(&client, &scope, deployment_writer, dirty, metrics).boxed(),
+        triggered: triggered.boxed(),
+        hawkeye_deployments,
+        class_status,
+        verifier: verifier.run(verify::ask).map(|_| ()).boxed(),
+        concurrency: args.concurrency,
+        context,
+    };
+    let result = tokio::select! {
+        result = lead(election, work) => result,
+        () = watches => Err(anyhow!("a watch has ended")),
+        () = lookups => Err(anyhow!("the lookups of images have ended")),
+        result = planner.run() => Err(anyhow!("the planner has ended: {result:?}")),
+        result = &mut server => Err(anyhow!("the HTTP server has ended: {result:?}")),
+    };
+    if let Err(error) = &result {
+        tracing::error!(%error, "ending, and nothing more is written");
+        return result;
     }
-    tracing::info!("told to end");
-    stop.send_replace(true);
-    tokio::select! {
-        () = reconciled => {}
-        () = watches => bail!("a watch has ended"),
-        () = lookups => bail!("the lookups of images have ended"),
-        result = planner => bail!("the planner has ended: {result:?}"),
-    }
+    end.send_replace(true);
     server.await.context("the HTTP server failed")?;
     tracing::info!("ended");
     Ok(())
@@ -188,16 +182,90 @@ fn images(
     Ok((checker, async move { lookups.run(&registries).await }))
 }
 
-/// A client that counts its requests and never retries by itself: retries are ours, with a limit for each object.
-async fn client(metrics: &Metrics) -> anyhow::Result<Client> {
-    let mut config = Config::infer()
-        .await
-        .context("no cluster: neither a service account nor a kubeconfig")?;
-    config.default_retry = false;
-    Ok(ClientBuilder::try_from(config)
-        .context("the cluster's settings are not usable")?
-        .with_layer(&metrics.layer())
-        .build())
+/// What a leader does, and a replica that stands by only looks at.
+struct Work {
+    /// HawkeyeDeployments that changed; reading it keeps their store up to date.
+    changes: BoxStream<'static, Result<GuardedDeployment, watcher::Error>>,
+    /// HawkeyeDeployments to look at again.
+    triggered: BoxStream<'static, ObjectRef<GuardedDeployment>>,
+    hawkeye_deployments: Store<GuardedDeployment>,
+    /// Keeps the status of the classes.
+    class_status: BoxFuture<'static, ()>,
+    /// Asks pods what they compute on.
+    verifier: BoxFuture<'static, ()>,
+    concurrency: u16,
+    context: Arc<Context>,
+}
+
+impl Work {
+    /// Keeps the store up to date and does nothing else.
+    async fn stand_by(&mut self) -> anyhow::Error {
+        loop {
+            let more = tokio::select! {
+                change = self.changes.next() => change.is_some(),
+                object = self.triggered.next() => object.is_some(),
+            };
+            if !more {
+                return anyhow!("a watch has ended");
+            }
+        }
+    }
+
+    /// Reconciles, first everything that there is already, until `stopped`; then ends what it has begun.
+    async fn run(self, stopped: watch::Receiver<bool>) {
+        let known = self.hawkeye_deployments.state();
+        let known: Vec<_> = known.iter().map(|object| ObjectRef::from_obj(&**object)).collect();
+        let reconciled = Controller::for_stream(self.changes, self.hawkeye_deployments)
+            .with_config(
+                controller::Config::default()
+                    .debounce(DEBOUNCE)
+                    .concurrency(self.concurrency),
+            )
+            .reconcile_on(stream::iter(known).chain(self.triggered))
+            .graceful_shutdown_on(until(stopped))
+            .run(reconcile, error_policy, self.context)
+            .for_each(async |result| log(result));
+        // Neither ends before it is told to.
+        tokio::select! {
+            () = reconciled => {}
+            () = self.class_status => {}
+            () = self.verifier => {}
+        }
+    }
+}
+
+/// Stands by, leads, and hands over.
+async fn lead(mut election: Election, mut work: Work) -> anyhow::Result<()> {
+    let mut signal = pin!(signalled());
+    let told = tokio::select! {
+        () = election.won() => None,
+        error = work.stand_by() => return Err(error),
+        result = &mut signal => Some(result),
+    };
+    if let Some(result) = told {
+        result?;
+        tracing::info!("told to end while standing by");
+        election.free().await;
+        return Ok(());
+    }
+    let (stop, stopped) = watch::channel(false);
+    let announced = election.announce(work.context.recorder.clone());
+    let mut reconciled = pin!(future::join(announced, work.run(stopped)).map(|_| ()));
+    tokio::select! {
+        () = &mut reconciled => bail!("the controller has ended"),
+        lost = election.lost() => return Err(lost.into()),
+        result = &mut signal => result?,
+    }
+    tracing::info!("told to end");
+    stop.send_replace(true);
+    // What was begun is ended as leader.
+    tokio::select! {
+        () = reconciled => election.free().await,
+        lost = election.lost() => return Err(lost.into()),
+        // Something of ours may still be on its way, so the Lease has to run out.
+        () = sleep(DRAIN) => tracing::warn!("reconciles did not end in {} s and are broken off", DRAIN.as_secs()),
+    }
+    Ok(())
 }
 
 async fn signalled() -> anyhow::Result<()> {
@@ -275,7 +343,7 @@ struct Marks {
 fn watches(
     client: &Client,
     scope: &Scope,
-    hawkeye_deployments: reflector::Store<GuardedDeployment>,
+    hawkeye_deployments: Store<GuardedDeployment>,
     changed: &Marks,
     triggers: &Trigger,
     metrics: &Metrics,

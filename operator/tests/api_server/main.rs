@@ -5,17 +5,25 @@
 
 #![allow(missing_docs, clippy::print_stderr, clippy::too_many_lines)]
 
+mod crash;
 mod devices;
 #[path = "../fake_registry/mod.rs"]
 mod fake_registry;
+mod faults;
 mod handover;
 mod images;
+mod life;
 mod manners;
 mod models;
+mod operator;
 mod plugin;
+mod proxy;
 mod recognition;
+mod replicas;
 mod scenarios;
 mod server;
+mod snapshot;
+mod traces;
 mod validation;
 
 use std::process::ExitCode;
@@ -98,6 +106,27 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     }),
     ("it_works_with_rights_in_its_namespaces_only", |c| {
         Box::pin(manners::namespaced(c))
+    }),
+    ("spans_reach_a_collector", |c| Box::pin(traces::reach_a_collector(c))),
+    ("two_replicas_take_turns", |c| Box::pin(replicas::take_turns(c))),
+    ("kill_9_after_every_write_ends_the_same", |c| {
+        Box::pin(crash::after_every_write(c))
+    }),
+    ("errors_after_the_commit_end_the_same", |c| {
+        Box::pin(faults::error_after_commit(c))
+    }),
+    ("conflicts_end_the_same", |c| Box::pin(faults::conflict(c))),
+    ("too_many_requests_end_the_same", |c| {
+        Box::pin(faults::too_many_requests(c))
+    }),
+    ("requests_without_an_answer_end_the_same", |c| {
+        Box::pin(faults::no_answer(c))
+    }),
+    ("versions_that_are_gone_end_the_same", |c| Box::pin(faults::gone(c))),
+    ("cut_watches_end_the_same", |c| Box::pin(faults::cut_watches(c))),
+    ("five_seconds_of_latency_end_the_same", |c| Box::pin(faults::latency(c))),
+    ("an_outage_of_thirty_seconds_ends_the_same", |c| {
+        Box::pin(faults::outage(c))
     }),
 ];
 

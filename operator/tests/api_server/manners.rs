@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use hawkeye_crds::v1alpha1::HawkeyeDeployment;
-use hawkeye_operator::rules::{Place, RULES};
+use hawkeye_operator::rules::{LEASE, Place, RULES};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     autoscaling::v2::HorizontalPodAutoscaler,
@@ -331,6 +331,7 @@ pub async fn rights(cluster: &'static Cluster) -> Result<()> {
         .await?;
     let granted: BTreeSet<String> = RULES
         .iter()
+        .chain([&LEASE])
         // Asked for by an admission plugin, not by a request.
         .filter(|rule| rule.resource != "hawkeyedeployments/finalizers")
         .flat_map(|rule| {

@@ -28,8 +28,11 @@ use crate::{fake_registry::FakeRegistry, images::GRANTED};
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Name of the operator's pod. One that is killed and starts again holds what it held before.
+pub const POD: &str = "operator";
+
 pub struct Cluster {
-    folder: TempDir,
+    pub folder: TempDir,
     processes: Mutex<Vec<Child>>,
     operator: Mutex<Option<Child>>,
     listen: u16,
@@ -49,7 +52,7 @@ impl Drop for Guard {
     }
 }
 
-fn end(process: &mut Child) {
+pub fn end(process: &mut Child) {
     // An error means that it has ended by itself.
     let _ended = process.kill();
     let _status = process.wait();
@@ -64,11 +67,11 @@ fn tools() -> PathBuf {
 }
 
 /// A port that was free a moment ago.
-fn port() -> Result<u16> {
+pub fn port() -> Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-fn spawn(folder: &Path, program: &Path, arguments: &[String], environment: &[(&str, String)]) -> Result<Child> {
+pub fn spawn(folder: &Path, program: &Path, arguments: &[String], environment: &[(&str, String)]) -> Result<Child> {
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let log = File::create(folder.join(format!("{name}.log")))?;
     Command::new(program)
@@ -134,7 +137,7 @@ impl Cluster {
             .0
             .push(spawn(at, &tools().join("kube-apiserver"), &arguments, &[])?);
         for user in ["admin", "operator", "scoped"] {
-            fs::write(at.join(user), kubeconfig(api, user))?;
+            fs::write(at.join(user), kubeconfig(&format!("https://127.0.0.1:{api}"), user))?;
         }
         let client = client(&at.join("admin")).await?;
         wait("the API server to be ready", async || {
@@ -176,6 +179,8 @@ impl Cluster {
                 ("HAWKEYE_LOG_FORMAT", "text".to_owned()),
                 // Long enough for a restart, short enough to wait for.
                 ("HAWKEYE_LABEL_GRACE", "30s".to_owned()),
+                ("POD_NAME", POD.to_owned()),
+                ("HAWKEYE_LEASE_NAMESPACE", "default".to_owned()),
                 ("HAWKEYE_IMAGE_CPU", "example.com/test:cpu".to_owned()),
                 ("HAWKEYE_IMAGE_CUDA", "example.com/test:cuda".to_owned()),
                 ("HAWKEYE_VERIFY_REGISTRIES", self.registry.address.to_string()),
@@ -261,17 +266,7 @@ impl Cluster {
     }
 
     async fn http(&self, path: &str) -> Result<String> {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.listen)).await?;
-        stream
-            .write_all(format!("GET {path} HTTP/1.0\r\nHost: test\r\n\r\n").as_bytes())
-            .await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        match answer.split_once("\r\n\r\n") {
-            Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
-            _ => bail!("{path}: {answer}"),
-        }
+        get(self.listen, path).await
     }
 
     pub fn stop(&self) {
@@ -285,8 +280,23 @@ impl Cluster {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What an operator serves.
+pub async fn get(port: u16, path: &str) -> Result<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.0\r\nHost: test\r\n\r\n").as_bytes())
+        .await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
+        _ => bail!("{path}: {answer}"),
+    }
 }
 
 /// Tries until there is something, or patience ends.
@@ -317,14 +327,14 @@ fn key(at: &Path) -> Result<()> {
     Ok(())
 }
 
-fn kubeconfig(port: u16, token: &str) -> String {
+pub fn kubeconfig(server: &str, token: &str) -> String {
     json!({
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "test",
         "clusters": [{
             "name": "test",
-            "cluster": {"server": format!("https://127.0.0.1:{port}"), "insecure-skip-tls-verify": true},
+            "cluster": {"server": server, "insecure-skip-tls-verify": true},
         }],
         "users": [{"name": "test", "user": {"token": token}}],
         "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
@@ -332,7 +342,7 @@ fn kubeconfig(port: u16, token: &str) -> String {
     .to_string()
 }
 
-async fn client(path: &Path) -> Result<Client> {
+pub async fn client(path: &Path) -> Result<Client> {
     let kubeconfig = Kubeconfig::read_from(path)?;
     Ok(Client::try_from(
         Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?,
@@ -400,6 +410,33 @@ async fn install(client: &Client) -> Result<()> {
             "metadata": {"name": "operator"},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "operator"},
             "subjects": [{"kind": "User", "name": "operator", "apiGroup": "rbac.authorization.k8s.io"}],
+        }),
+    )
+    .await?;
+    // As the chart has it: its own Lease, in its own namespace.
+    let subjects = ["operator", "scoped"]
+        .map(|name| json!({"kind": "User", "name": name, "apiGroup": "rbac.authorization.k8s.io"}));
+    let names = json!(["hawkeye-operator", "replicas"]);
+    create(
+        client,
+        &format!("{rbac}/namespaces/default/roles"),
+        &json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": "operator"},
+            "rules": [
+                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+                {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": names,
+                 "verbs": ["get", "update"]},
+            ],
+        }),
+    )
+    .await?;
+    create(
+        client,
+        &format!("{rbac}/namespaces/default/rolebindings"),
+        &json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "operator"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "operator"},
+            "subjects": subjects,
         }),
     )
     .await?;
