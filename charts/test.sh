@@ -96,7 +96,7 @@ passes "every value is in the chart's README" negate grep . <(undocumented)
 refuses "values: an unknown key" "additional propert.*replicas" template --set replicas=2
 template --set leaderElection.enabled=false --set operator.replicas=1 >"$work/single.yaml"
 passes "one operator without an election is replaced, never doubled" grep -q "type: Recreate" "$work/single.yaml"
-passes "and needs neither a Lease nor a budget" negate grep -qE "PodDisruptionBudget|leases" "$work/single.yaml"
+passes "and needs neither a Lease nor a budget" negate grep -qE "kind: PodDisruptionBudget|leases" "$work/single.yaml"
 refuses "values: an unknown nested key" "additional propert.*op" template --set images.op=x
 refuses "values: a pull policy that does not exist" "pullPolicy" template --set images.pullPolicy=Sometimes
 refuses "values: an image with a space" "images/cpu" template --set "images.cpu=a b"

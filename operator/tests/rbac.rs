@@ -126,12 +126,13 @@ fn no_right_reaches_further_than_its_purpose() {
 #[test]
 fn the_table_of_rights_in_the_documentation_is_complete() {
     let page = read("docs/src/security.md");
-    for rule in RULES {
+    for rule in RULES.iter().chain([&LEASE]) {
         let group = if rule.group.is_empty() { "core" } else { rule.group };
         let place = match rule.place {
             Place::Cluster => "cluster",
             Place::Whole => "cluster, unless `watch.namespaces` is set",
             Place::Namespace => "watched namespaces",
+            Place::Own => "its own namespace",
         };
         let row = format!("| {group} | {} | {} | {place} |", rule.resource, rule.verbs.join(", "));
         assert!(page.contains(&row), "docs/src/security.md lacks {row}");
