@@ -94,7 +94,7 @@ fn clean(object: &impl serde::Serialize, namespace: &str) -> Result<Value> {
 }
 
 fn scrub(value: &mut Value) {
-    const CHANCE: [&str; 7] = [
+    const CHANCE: [&str; 8] = [
         "uid",
         "resourceVersion",
         "creationTimestamp",
@@ -102,6 +102,8 @@ fn scrub(value: &mut Value) {
         "generation",
         "clusterIP",
         "clusterIPs",
+        // A hash of what was applied, the owner's UID and the namespace included.
+        "hawkeye.bytebot.ai/applied",
     ];
     match value {
         Value::Object(fields) => {
