@@ -8,9 +8,13 @@
 
 mod api;
 mod changes;
+mod conditions;
 mod flow;
 mod idle;
 mod install;
+mod manners;
+mod models;
+mod placement;
 mod platforms;
 mod support;
 
@@ -68,15 +72,21 @@ fn main() -> ExitCode {
         flow::a_screenshot_is_parsed_through_the_service,
         flow::a_bundle_on_a_persistent_volume_claim_is_served,
         flow::an_in_cluster_client_finds_it_by_name,
+        models::a_bundle_from_a_web_server_is_served,
+        conditions::what_the_spec_cannot_show_is_said_within_30_seconds,
         platforms::each_platform_gets_its_pool,
         platforms::auto_prefers_gpus_and_overflows_to_cpus,
         platforms::deny_leaves_the_rest_unplaced_and_says_so,
+        placement::a_pod_that_finds_no_node_is_handed_over_and_comes_back,
         changes::only_the_pool_that_changed_rolls,
         changes::it_scales_by_the_scale_subresource,
         changes::deletion_leaves_nothing,
         changes::a_foreign_object_of_the_same_name_is_left_alone,
         changes::what_others_change_is_put_right,
         changes::a_missing_model_is_explained,
+        manners::an_update_interrupts_no_request,
+        manners::an_autoscaler_is_let_do_its_work,
+        manners::a_drain_takes_one_pod_at_a_time,
         idle::two_idle_minutes_write_nothing_but_the_lease,
         install::removal_keeps_definitions_and_objects,
     ];
