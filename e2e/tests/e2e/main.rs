@@ -12,6 +12,7 @@ mod conditions;
 mod flow;
 mod idle;
 mod install;
+mod labels;
 mod manners;
 mod models;
 mod placement;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         platforms::auto_prefers_gpus_and_overflows_to_cpus,
         platforms::deny_leaves_the_rest_unplaced_and_says_so,
         placement::a_pod_that_finds_no_node_is_handed_over_and_comes_back,
+        labels::a_label_publisher_that_restarts_moves_no_pod,
         changes::only_the_pool_that_changed_rolls,
         changes::it_scales_by_the_scale_subresource,
         changes::deletion_leaves_nothing,
