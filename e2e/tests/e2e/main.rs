@@ -9,6 +9,7 @@
 mod api;
 mod changes;
 mod conditions;
+mod devices;
 mod flow;
 mod idle;
 mod install;
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         manners::an_update_interrupts_no_request,
         manners::an_autoscaler_is_let_do_its_work,
         manners::a_drain_takes_one_pod_at_a_time,
+        devices::a_gpu_that_the_pod_does_not_see_is_denied_or_degrades,
         idle::two_idle_minutes_write_nothing_but_the_lease,
         install::removal_keeps_definitions_and_objects,
     ];
