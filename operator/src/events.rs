@@ -139,6 +139,11 @@ pub fn notices(old: Option<&HawkeyeDeploymentStatus>, new: &HawkeyeDeploymentSta
     {
         say(true, &now.reason, &now.message);
     }
+    if let Some(now) = after(ConditionType::ImageVerified).filter(|now| now.status == ConditionStatus::False)
+        && changed(before(ConditionType::ImageVerified).as_ref(), &now)
+    {
+        say(true, &now.reason, &now.message);
+    }
     if let Some(now) = after(ConditionType::Available) {
         let was = before(ConditionType::Available).is_some_and(|was| was.status == ConditionStatus::True);
         match (was, now.status == ConditionStatus::True) {

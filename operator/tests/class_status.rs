@@ -9,7 +9,7 @@ use hawkeye_crds::v1alpha1::{
     ConditionStatus, HardwareClass, HardwareClassStatus, NodeSelectorRequirement, SelectorOperator,
 };
 use hawkeye_operator::{
-    controller::class_status::status,
+    controller::class_status::{status, undecodable},
     hardware::{ClassIndex, NodeFacts},
 };
 use rstest::rstest;
@@ -171,4 +171,19 @@ fn many_overlapping_classes_stay_short() {
     );
     let message = of(&index, "own-39", None, THEN).conditions[0].message.clone();
     assert!(message.contains("and 37 more classes"), "{message}");
+}
+
+#[test]
+fn a_class_that_does_not_decode_says_what_is_wrong_and_what_to_do() {
+    let status = undecodable("unknown variant `Tpu`", Some(4), THEN);
+    let condition = &status.conditions[0];
+    assert_eq!(
+        (status.nodes, condition.status, condition.reason.as_str()),
+        (0, ConditionStatus::Unknown, "InvalidSpec")
+    );
+    assert!(
+        condition.message.contains("unknown variant `Tpu`") && condition.message.contains("kubectl explain hwc.spec"),
+        "{}",
+        condition.message
+    );
 }

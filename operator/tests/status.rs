@@ -545,6 +545,15 @@ fn events_are_said_once() {
     assert_eq!(words(None, &refused), ["UnknownClass"]);
     let denied = case("{replicas: 2, device: Cuda, fallback: Deny}", Vec::new()).status(None);
     assert_eq!(words(None, &denied), ["Placed", "FallbackDenied"]);
+    let mut unbuilt = serving.clone();
+    for condition in &mut unbuilt.conditions {
+        if condition.type_ == ConditionType::ImageVerified.as_str() {
+            condition.status = ConditionStatus::False;
+            condition.reason = Reason::ImageArchitectureMissing.as_str().to_owned();
+        }
+    }
+    assert_eq!(words(Some(&serving), &unbuilt), ["ImageArchitectureMissing"]);
+    assert!(words(Some(&unbuilt), &unbuilt).is_empty());
 }
 
 #[test]

@@ -8,10 +8,11 @@ use hawkeye_crds::v1alpha1::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
+    core::error_boundary::InvalidObject,
     runtime::reflector::Store,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -19,6 +20,7 @@ use tokio::{
 
 use super::{build::MANAGER, observe::GuardedClass, status::shorten};
 use crate::{
+    context::Reported,
     error::Error,
     hardware::{ClassIndex, ClassNodes, classify::Overlap},
 };
@@ -55,6 +57,26 @@ pub fn status(
                 _ => now.to_owned(),
             },
             reason: reason.as_str().to_owned(),
+            message: shorten(&message),
+        }],
+    }
+}
+
+/// The status of a class that does not decode, for the reason `error`, and so takes no node. `now` is RFC 3339.
+pub fn undecodable(error: &str, generation: Option<i64>, now: &str) -> HardwareClassStatus {
+    let message = format!(
+        "The stored object does not decode: {error}. Apply it again as `kubectl explain hwc.spec` describes it. Until then \
+         it has no nodes, and HawkeyeDeployments that name it are told that there is no such class."
+    );
+    HardwareClassStatus {
+        observed_generation: generation,
+        nodes: 0,
+        conditions: vec![Condition {
+            type_: ClassConditionType::Overlaps.as_str().to_owned(),
+            status: ConditionStatus::Unknown,
+            observed_generation: generation,
+            last_transition_time: now.to_owned(),
+            reason: Reason::InvalidSpec.as_str().to_owned(),
             message: shorten(&message),
         }],
     }
@@ -111,7 +133,12 @@ fn nodes(overlaps: &[&Overlap]) -> String {
 
 /// Keeps the status of every class up to date, until `indexes` ends.
 pub async fn keep(client: Client, classes: Store<GuardedClass>, mut indexes: watch::Receiver<Arc<ClassIndex>>) {
-    let api = Api::all(client);
+    let writer = Writer {
+        // Of no type: what does not decode has a status, too.
+        api: Api::all_with(client, &ApiResource::erase::<HardwareClass>(&())),
+        classes,
+        undecodable: Reported::default(),
+    };
     let mut wait = None;
     loop {
         let changed = match wait {
@@ -125,7 +152,7 @@ pub async fn keep(client: Client, classes: Store<GuardedClass>, mut indexes: wat
             return;
         }
         let index = Arc::clone(&indexes.borrow_and_update());
-        wait = match write(&api, &classes, &index).await {
+        wait = match writer.write(&index).await {
             Ok(()) => None,
             Err(error) => {
                 let longer = wait.map_or(RETRY.0, |wait: Duration| (wait * 2).min(RETRY.1));
@@ -139,34 +166,67 @@ pub async fn keep(client: Client, classes: Store<GuardedClass>, mut indexes: wat
     }
 }
 
-async fn write(api: &Api<HardwareClass>, classes: &Store<GuardedClass>, index: &ClassIndex) -> Result<(), Error> {
-    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    for guarded in classes.state() {
-        let Ok(object) = &guarded.0 else { continue };
+struct Writer {
+    api: Api<DynamicObject>,
+    classes: Store<GuardedClass>,
+    /// Classes that do not decode and whose status says so. What it says now cannot be read either.
+    undecodable: Reported,
+}
+
+impl Writer {
+    async fn write(&self, index: &ClassIndex) -> Result<(), Error> {
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        for guarded in self.classes.state() {
+            match &guarded.0 {
+                Ok(object) => self.write_one(object, index, &now).await?,
+                Err(invalid) => self.write_undecodable(invalid, &now).await?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn write_one(&self, object: &HardwareClass, index: &ClassIndex, now: &str) -> Result<(), Error> {
         let name = object.name_any();
         // The index is older than the store where a class is new; it comes with the next one.
         let Some(class) = index.get(&name).filter(|class| class.spec == object.spec) else {
-            continue;
+            return Ok(());
         };
-        let new = status(class, object.metadata.generation, object.status.as_ref(), &now);
+        let new = status(class, object.metadata.generation, object.status.as_ref(), now);
         if object.status.as_ref() == Some(&new) {
-            continue;
+            return Ok(());
         }
+        self.patch(&name, object.metadata.uid.as_deref(), &json!(new)).await
+    }
+
+    async fn write_undecodable(&self, invalid: &InvalidObject, now: &str) -> Result<(), Error> {
+        let meta = &invalid.metadata;
+        let (Some(name), Some(uid)) = (&meta.name, &meta.uid) else {
+            return Err(Error::Incomplete("name"));
+        };
+        if !self.undecodable.is_new(uid, meta.generation) {
+            return Ok(());
+        }
+        let new = undecodable(&invalid.error, meta.generation, now);
+        self.patch(name, Some(uid), &json!(new)).await?;
+        self.undecodable.note(uid, meta.generation);
+        Ok(())
+    }
+
+    async fn patch(&self, name: &str, uid: Option<&str>, status: &Value) -> Result<(), Error> {
         let body = json!({
             "apiVersion": HardwareClass::api_version(&()),
             "kind": HardwareClass::kind(&()),
-            "metadata": {"name": name, "uid": object.metadata.uid},
-            "status": new,
+            "metadata": {"name": name, "uid": uid},
+            "status": status,
         });
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(&body);
-        match timeout(LIMIT, api.patch_status(&name, &params, &patch)).await {
-            Ok(Ok(_)) => {}
+        match timeout(LIMIT, self.api.patch_status(name, &params, &patch)).await {
+            Ok(Ok(_)) => Ok(()),
             // Deleted meanwhile, or made anew under its name.
-            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {}
-            Ok(Err(source)) => return Err(Error::api("writing the status of a HardwareClass")(source)),
-            Err(_) => return Err(Error::Timeout(LIMIT)),
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => Ok(()),
+            Ok(Err(source)) => Err(Error::api("writing the status of a HardwareClass")(source)),
+            Err(_) => Err(Error::Timeout(LIMIT)),
         }
     }
-    Ok(())
 }

@@ -23,6 +23,7 @@ mod replicas;
 mod scenarios;
 mod server;
 mod snapshot;
+mod stored;
 mod traces;
 mod validation;
 
@@ -68,7 +69,10 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     }),
     ("scaling_to_zero_leaves_the_service", |c| Box::pin(scenarios::zero(c))),
     ("an_object_that_does_not_decode_says_so", |c| {
-        Box::pin(scenarios::undecodable(c))
+        Box::pin(stored::deployment(c))
+    }),
+    ("a_hardware_class_that_does_not_decode_says_so", |c| {
+        Box::pin(stored::class(c))
     }),
     ("a_replica_is_handed_over_and_comes_back_across_restarts", |c| {
         Box::pin(handover::there_and_back(c))

@@ -624,41 +624,6 @@ pub async fn zero(cluster: &'static Cluster) -> Result<()> {
     .await
 }
 
-pub async fn undecodable(cluster: &'static Cluster) -> Result<()> {
-    namespace(cluster, "old").await?;
-    // Written under a definition that knew a profile more, as after a downgrade.
-    let resource = ApiResource::erase::<
-        k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-    >(&());
-    let definitions: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &resource);
-    let name = "hawkeyedeployments.hawkeye.bytebot.ai";
-    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/profile/enum";
-    let profiles = async |profiles: Value| {
-        let mut definition = definitions.get(name).await?;
-        let field = definition.data.pointer_mut(path).context("the enum of profile")?;
-        *field = profiles;
-        definitions.replace(name, &PostParams::default(), &definition).await?;
-        anyhow::Ok(())
-    };
-    profiles(json!(["Speed", "Balanced", "Quality", "Ludicrous"])).await?;
-    wait("the other definition to be in force", async || {
-        Ok(create(cluster, "old", "demo", "{profile: Ludicrous}", true)
-            .await
-            .is_ok()
-            .then_some(()))
-    })
-    .await?;
-    create(cluster, "old", "demo", "{profile: Ludicrous}", false).await?;
-    let resource = ApiResource::erase::<HawkeyeDeployment>(&());
-    let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), "old", &resource);
-    wait("InvalidSpec", async || {
-        Ok((api.get("demo").await?.data["status"]["summary"] == "InvalidSpec").then_some(()))
-    })
-    .await?;
-    api.delete("demo", &DeleteParams::default()).await?;
-    profiles(json!(["Speed", "Balanced", "Quality"])).await
-}
-
 pub async fn idle(cluster: &'static Cluster) -> Result<()> {
     cluster.settled().await?;
     let before = cluster.writes().await?;
