@@ -81,7 +81,10 @@ pub async fn class(cluster: &'static Cluster) -> Result<()> {
     api.patch("cpu-amd64", &PatchParams::default(), &Patch::Merge(annotated))
         .await?;
     sleep(Duration::from_secs(7)).await;
-    ensure!(api.get("tpu").await?.metadata.resource_version == before, "written again");
+    ensure!(
+        api.get("tpu").await?.metadata.resource_version == before,
+        "written again"
+    );
     api.delete("tpu", &DeleteParams::default()).await?;
     devices(json!(["Cuda", "Cpu"])).await
 }
