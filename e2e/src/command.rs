@@ -104,6 +104,10 @@ impl Kubectl {
         let mut command = Command::new(&self.program);
         // The cluster is on this machine: never by way of a proxy.
         command.arg("--kubeconfig").arg(&self.kubeconfig).env("NO_PROXY", "*");
+        // What it learns of the API goes with the cluster.
+        if let Some(folder) = self.kubeconfig.parent() {
+            command.env("KUBECACHEDIR", folder.join("kubectl"));
+        }
         command
     }
 

@@ -37,6 +37,13 @@ const SMALL_MACHINE: [&str; 2] = [
 /// How long the pod may take to load its models on two busy cores.
 const READY_WITHIN: Duration = Duration::from_mins(5);
 
+/// Said before anything is done; docs/src/development/local-cluster.md has it in full.
+const PREFACE: &str = "\
+What this does: builds Hawkeye's images and a Kubernetes cluster, starts the cluster, installs Hawkeye, parses a screenshot.
+  The first time that takes about 30 minutes on two cores, then under half a minute.
+  On this machine, until `make demo-down`: processes in a cgroup hawkeye-NAME, and, without a container engine, a network
+  link hk-NAME with a route to a part of 10.213.0.0/16. Files: in $HAWKEYE_CACHE and out/demo only.";
+
 /// Options of the demo.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
@@ -84,6 +91,7 @@ pub async fn run(args: &Options, repository: &Path) -> Result<()> {
     let screenshot = args.screenshot.clone().unwrap_or_else(|| repository.join(SCREENSHOT));
     let picture = fs::read(&screenshot).with_context(|| format!("cannot read {}", screenshot.display()))?;
 
+    progress.step(PREFACE);
     progress.step("1/5 container images (about 10 minutes the first time)");
     let images = images::build_for_cluster(&cache, repository, progress)?;
     progress.step("2/5 a cluster (about 10 minutes more the first time: its programs are built from Go modules)");
@@ -141,7 +149,9 @@ fn objects() -> String {
     });
     let deployment = json!({
         "apiVersion": "hawkeye.bytebot.ai/v1alpha1", "kind": "HawkeyeDeployment",
-        "metadata": {"name": NAME, "namespace": NAMESPACE}, "spec": {"profile": "Quality"},
+        "metadata": {"name": NAME, "namespace": NAMESPACE},
+        // All that a reader may have changed since, so that a second demo is like the first.
+        "spec": {"profile": "Quality", "replicas": 1, "device": "Auto", "fallback": "Degrade"},
     });
     format!("{namespace}\n---\n{deployment}\n")
 }
@@ -243,7 +253,7 @@ impl Drop for Forward {
 
 /// The elements as a table, widths by content.
 fn table(elements: &[Element]) -> String {
-    const CONTENT: usize = 60;
+    const CONTENT: usize = 120;
     let mut text = format!(
         "{:>4}  {:<5} {:<22} {:<6} {}\n",
         "ID", "TYPE", "BOX (x, y, w, h)", "CLICK", "CONTENT"
@@ -273,7 +283,8 @@ fn next_steps(cache: &Cache, kubeconfig: &Path, screenshot: &Path) -> String {
          \n  kubectl scale hkd/{NAME} --replicas=2 -n {NAMESPACE}\
          \n  kubectl logs -n {OPERATOR_NAMESPACE} -l app.kubernetes.io/name=hawkeye-operator\
          \n  kubectl port-forward -n {NAMESPACE} service/{NAME} 9989 &\
-         \n  curl -s -F file=@{} http://127.0.0.1:9989/parse/upload | head -c 600\n\
+         \n  curl -sS --retry 5 --retry-connrefused -F file=@{} 'http://127.0.0.1:9989/parse/upload?include_som=false' | jq '.elements[:3]'\
+         \n  kubectl delete hkd/{NAME} -n {NAMESPACE}\n\
          \n  make demo        # again: takes what is built, under 3 minutes\
          \n  make demo-down   # removes the cluster and every trace of it\n",
         kubeconfig.display(),
@@ -293,13 +304,13 @@ mod tests {
             type_: "text".into(),
             bbox: [1, 2, 3, 4],
             interactable: Some(false),
-            content: Some("ü".repeat(80)),
+            content: Some("ü".repeat(150)),
         };
         let text = table(&[element]);
         let row = text.lines().nth(1).unwrap();
         assert!(row.starts_with("   3  text  1, 2, 3, 4"));
         assert!(row.ends_with('…'));
-        assert_eq!(row.chars().filter(|c| *c == 'ü').count(), 60);
+        assert_eq!(row.chars().filter(|c| *c == 'ü').count(), 120);
     }
 
     #[test]

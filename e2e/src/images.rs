@@ -344,6 +344,7 @@ impl Host<'_> {
 
     /// Builds with a store of its own that goes with the work folder: no mount, daemon or file elsewhere is left.
     fn with_buildah(&self, image: Image, context: &Path, work: &Work, archive: &Path) -> Result<()> {
+        let _strays = Strays::note();
         let buildah = || {
             let mut command = Command::new("buildah");
             // vfs copies instead of mounting, so a killed build leaves files only.
@@ -399,6 +400,31 @@ impl Host<'_> {
         let entries = fs::read_dir(lib).ok()?;
         let mut found = entries.flatten().map(|entry| entry.path().join("site-packages"));
         found.find(|packages| packages.join("torch/lib").is_dir())
+    }
+}
+
+/// Files that buildah writes outside its store whatever it is told, and their folders, as far as they were not there before;
+/// removed when dropped.
+struct Strays(Vec<PathBuf>);
+
+impl Strays {
+    const FILES: [&str; 2] = [
+        "/var/lib/containers/cache/blob-info-cache-v1.boltdb",
+        "/etc/cni/net.d/cni.lock",
+    ];
+
+    fn note() -> Self {
+        let all = Self::FILES.iter().flat_map(|file| Path::new(file).ancestors());
+        Self(all.filter(|path| !path.exists()).map(Path::to_owned).collect())
+    }
+}
+
+impl Drop for Strays {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // Not there, or a folder that someone else has put something into meanwhile: both are as they should be.
+            let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
+        }
     }
 }
 

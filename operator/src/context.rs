@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use kube::{Client, runtime::events::Recorder};
+use kube::Client;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::{
     controller::{apply::Memory, observe::World, planner::Plans, verify::Devices},
-    events::Throttle,
+    events::Publisher,
     hardware::{Images, ModelDefaults},
     metrics::Metrics,
 };
@@ -46,10 +46,8 @@ pub struct Context {
     pub plans: watch::Receiver<Plans>,
     /// Asks for new plans.
     pub dirty: Arc<Notify>,
-    /// Writes events, and aggregates repeats.
-    pub recorder: Recorder,
-    /// Holds back events that repeat.
-    pub throttle: Throttle,
+    /// Writes events, and holds back those that repeat.
+    pub events: Publisher,
     /// What was applied last.
     pub memory: Arc<Memory>,
     /// What pods were found to compute on.

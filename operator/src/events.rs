@@ -7,13 +7,12 @@ use std::{
 };
 
 use hawkeye_crds::v1alpha1::{
-    Condition, ConditionStatus, ConditionType, HawkeyeDeployment, HawkeyeDeploymentStatus, PoolStatus,
+    Condition, ConditionStatus, ConditionType, HawkeyeDeployment, HawkeyeDeploymentStatus, PoolStatus, Reason,
 };
 use kube::{
-    Resource,
-    runtime::events::{Event, EventType, Recorder},
+    Client, Resource,
+    runtime::events::{Event, EventType, Recorder, Reporter},
 };
-
 use tokio::time::Instant;
 
 use crate::controller::status::shorten;
@@ -25,6 +24,9 @@ const NOTE: usize = 1024;
 const BURST: u32 = 3;
 /// After them, one in this time.
 const REFILL: Duration = Duration::from_mins(2);
+
+/// A recorder forgets an event that did not repeat for this long (kube-runtime 5.0, as client-go).
+const SERIES: Duration = Duration::from_mins(6);
 
 /// Holds back events that repeat: a pod that comes and goes would otherwise have two written each time. The status says
 /// the same, and the next event that is let through says how things are then.
@@ -104,7 +106,9 @@ pub fn notices(old: Option<&HawkeyeDeploymentStatus>, new: &HawkeyeDeploymentSta
             .map(|(class, replicas)| format!("{replicas} on {class}"))
             .collect();
         match (sum(&was), sum(&is)) {
-            (_, 0) => say(false, "ScaledToZero", "No replica is planned any more."),
+            // Without replicas for another reason, Placed says which.
+            (_, 0) if zero(new) => say(false, "ScaledToZero", "No replica is planned any more."),
+            (_, 0) => {}
             (0, _) => say(false, "Placed", &format!("Replicas: {}.", places.join(", "))),
             (a, b) if a == b => say(false, "Moved", &format!("Replicas are now {}.", places.join(", "))),
             (a, b) => say(
@@ -155,6 +159,12 @@ pub fn notices(old: Option<&HawkeyeDeploymentStatus>, new: &HawkeyeDeploymentSta
     notices
 }
 
+fn zero(status: &HawkeyeDeploymentStatus) -> bool {
+    status.conditions.iter().any(|condition| {
+        condition.type_ == ConditionType::Placed.as_str() && condition.reason == Reason::ScaledToZero.as_str()
+    })
+}
+
 fn refused(status: &HawkeyeDeploymentStatus) -> bool {
     status.conditions.iter().any(|condition| {
         condition.type_ == ConditionType::Accepted.as_str() && condition.status == ConditionStatus::False
@@ -173,33 +183,82 @@ fn shares(pools: &[PoolStatus]) -> Vec<(String, i32)> {
         .collect()
 }
 
-/// Publishes notices. An event that cannot be written is logged and not tried again: the status says the same.
-pub async fn publish(recorder: &Recorder, throttle: &Throttle, object: &HawkeyeDeployment, notices: Vec<Notice>) {
-    let reference = object.object_ref(&());
-    let uid = object.metadata.uid.as_deref().unwrap_or_default();
-    for notice in notices {
-        if !throttle.admits(uid, &notice.reason, Instant::now()) {
-            tracing::debug!(reason = %notice.reason, "an event that repeats is held back");
-            continue;
+/// Writes events about HawkeyeDeployments.
+pub struct Publisher {
+    client: Client,
+    reporter: Reporter,
+    throttle: Throttle,
+    told: Mutex<HashMap<(String, String), Told>>,
+}
+
+/// The last event of one reason about one object. A recorder counts what repeats on one event, and tells repeats by the
+/// reason alone: with another note, a recorder that knows of no event yet makes one of its own.
+struct Told {
+    note: String,
+    recorder: Recorder,
+    at: Instant,
+}
+
+impl Publisher {
+    /// Events are said to come from `reporter`.
+    pub fn new(client: Client, reporter: Reporter) -> Self {
+        Self {
+            client,
+            reporter,
+            throttle: Throttle::default(),
+            told: Mutex::default(),
         }
-        let mut note = shorten(&notice.note);
-        while note.len() > NOTE {
-            note.pop();
+    }
+
+    /// Publishes notices. An event that cannot be written is logged and not tried again: the status says the same.
+    pub async fn publish(&self, object: &HawkeyeDeployment, notices: Vec<Notice>) {
+        let reference = object.object_ref(&());
+        let uid = object.metadata.uid.as_deref().unwrap_or_default();
+        for notice in notices {
+            let now = Instant::now();
+            if !self.throttle.admits(uid, &notice.reason, now) {
+                tracing::debug!(reason = %notice.reason, "an event that repeats is held back");
+                continue;
+            }
+            let mut note = shorten(&notice.note);
+            while note.len() > NOTE {
+                note.pop();
+            }
+            let recorder = self.recorder(uid, &notice.reason, &note, now);
+            let event = Event {
+                type_: if notice.warning {
+                    EventType::Warning
+                } else {
+                    EventType::Normal
+                },
+                reason: notice.reason,
+                note: Some(note),
+                action: "Reconcile".to_owned(),
+                secondary: None,
+            };
+            if let Err(error) = recorder.publish(&event, &reference).await {
+                tracing::warn!(error = shorten(&error.to_string()), reason = %event.reason, "an event could not be written");
+            }
         }
-        let event = Event {
-            type_: if notice.warning {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
-            reason: notice.reason,
-            note: Some(note),
-            action: "Reconcile".to_owned(),
-            secondary: None,
+    }
+
+    fn recorder(&self, uid: &str, reason: &str, note: &str, now: Instant) -> Recorder {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|_, told| now.saturating_duration_since(told.at) < SERIES);
+        let key = (uid.to_owned(), reason.to_owned());
+        let recorder = match told.remove(&key) {
+            Some(before) if before.note == note => before.recorder,
+            _ => Recorder::new(self.client.clone(), self.reporter.clone()),
         };
-        if let Err(error) = recorder.publish(&event, &reference).await {
-            tracing::warn!(error = shorten(&error.to_string()), reason = %event.reason, "an event could not be written");
-        }
+        told.insert(
+            key,
+            Told {
+                note: note.to_owned(),
+                recorder: recorder.clone(),
+                at: now,
+            },
+        );
+        recorder
     }
 }
 

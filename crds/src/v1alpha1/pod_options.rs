@@ -28,14 +28,14 @@ pub struct PodMetadata {
     #[schemars(extend("maxProperties" = 32, "additionalProperties" = json!({
         "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
     })))]
-    #[x_kube(validation = Rule::new("self.all(key, key.size() >= 1 && key.size() <= 317)").message("labels must have keys of 1 to 317 characters"))]
+    #[x_kube(validation = Rule::new("self.all(key, key.size() <= 317 && key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))").message("labels must have keys as Kubernetes has them: up to 63 letters, digits, '-', '_' and '.', if wanted after a domain and '/'"))]
     #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('app.kubernetes.io/') && !key.startsWith('hawkeye.bytebot.ai/') && key != 'pod-template-hash')").message("labels must not set app.kubernetes.io/*, hawkeye.bytebot.ai/* or pod-template-hash: pods are found by them"))]
     pub labels: BTreeMap<String, String>,
 
     /// Annotations, for instance for a service mesh or a log collector.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32, "additionalProperties" = json!({"type": "string", "maxLength": 4096})))]
-    #[x_kube(validation = Rule::new("self.all(key, key.size() >= 1 && key.size() <= 317)").message("annotations must have keys of 1 to 317 characters"))]
+    #[x_kube(validation = Rule::new("self.all(key, key.size() <= 317 && key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))").message("annotations must have keys as Kubernetes has them: up to 63 letters, digits, '-', '_' and '.', if wanted after a domain and '/'"))]
     #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('hawkeye.bytebot.ai/'))").message("annotations must not set hawkeye.bytebot.ai/*: these are the operator's"))]
     pub annotations: BTreeMap<String, String>,
 }

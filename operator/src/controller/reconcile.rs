@@ -227,7 +227,7 @@ async fn report_status(
     .await?;
     let notices = events::notices(object.status.as_ref(), &new);
     context.metrics.noticed(notices.len());
-    events::publish(&context.recorder, &context.throttle, object, notices).await;
+    context.events.publish(object, notices).await;
     Ok(())
 }
 

@@ -47,7 +47,7 @@ use super::{
 use crate::{
     args::RunArgs,
     context::{Backoff, Context, Reported},
-    events::Throttle,
+    events::Publisher,
     hardware::Grace,
     http,
     metrics::Metrics,
@@ -115,8 +115,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         metrics: metrics.clone(),
     };
     let context = Arc::new(Context {
-        recorder: recorder(&client, &args),
-        throttle: Throttle::default(),
+        events: Publisher::new(client.clone(), reporter(&args)),
         client: client.clone(),
         world,
         images: args.images(),
@@ -142,6 +141,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<()> {
         class_status,
         verifier: verifier.run(verify::ask).map(|_| ()).boxed(),
         concurrency: args.concurrency,
+        recorder: Recorder::new(client.clone(), reporter(&args)),
         context,
     };
     let result = tokio::select! {
@@ -194,6 +194,8 @@ struct Work {
     /// Asks pods what they compute on.
     verifier: BoxFuture<'static, ()>,
     concurrency: u16,
+    /// Says who leads.
+    recorder: Recorder,
     context: Arc<Context>,
 }
 
@@ -249,7 +251,7 @@ async fn lead(mut election: Election, mut work: Work) -> anyhow::Result<()> {
         return Ok(());
     }
     let (stop, stopped) = watch::channel(false);
-    let announced = election.announce(work.context.recorder.clone());
+    let announced = election.announce(work.recorder.clone());
     let mut reconciled = pin!(future::join(announced, work.run(stopped)).map(|_| ()));
     tokio::select! {
         () = &mut reconciled => bail!("the controller has ended"),
@@ -311,12 +313,11 @@ fn deployment_stream(
         .applied_objects()
 }
 
-fn recorder(client: &Client, args: &RunArgs) -> Recorder {
-    let reporter = Reporter {
+fn reporter(args: &RunArgs) -> Reporter {
+    Reporter {
         controller: MANAGER.to_owned(),
         instance: args.pod_name.clone(),
-    };
-    Recorder::new(client.clone(), reporter)
+    }
 }
 
 fn verifier(world: &World, changed: &Marks, triggers: &Trigger, args: &RunArgs, metrics: &Metrics) -> Verifier {

@@ -538,6 +538,10 @@ fn summary(conditions: &[Condition], pools: &[PoolStatus]) -> (String, String) {
     if let Some(degraded) = find(ConditionType::Degraded).filter(|condition| condition.status == True) {
         return ("Degraded".to_owned(), degraded.message.clone());
     }
+    // It serves, so what keeps the other pods is said after that.
+    if available.reason == Reason::PartlyReady.as_str() {
+        return (available.reason.clone(), available.message.clone());
+    }
     let planned = pools.iter().filter(|pool| pool.replicas > 0);
     if let Some(pool) = planned
         .into_iter()

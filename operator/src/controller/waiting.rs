@@ -59,13 +59,22 @@ fn count(pool: &mut PoolPods, pod: &Pod) {
     }
 }
 
-/// Since when the scheduler has found no node for a pod.
+/// Since when the scheduler has found no node for a pod, for a reason that another class could help with. A claim that is
+/// not there fits no node of any.
 fn unschedulable_since(pod: &Pod) -> Option<Timestamp> {
     let condition = pod.status.conditions.iter().find(|condition| {
-        condition.type_ == "PodScheduled" && condition.status == "False" && condition.reason == "Unschedulable"
+        condition.type_ == "PodScheduled"
+            && condition.status == "False"
+            && condition.reason == "Unschedulable"
+            && !lacks_claim(&condition.message)
     })?;
     let since = condition.last_transition_time.as_ref();
     since.or(pod.metadata.creation_timestamp.as_ref()).map(|time| time.0)
+}
+
+/// In the words of kube-scheduler's VolumeBinding: `persistentvolumeclaim "models" not found`.
+fn lacks_claim(message: &str) -> bool {
+    message.contains("persistentvolumeclaim \"") && message.contains("\" not found")
 }
 
 /// A rollout ends when no pod of an older template is left, or when its Deployment's controller gives it up.
@@ -85,5 +94,30 @@ fn rollout(deployment: &Deployment) -> Rollout {
         Rollout::Done
     } else {
         Rollout::Running
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+
+    #[rstest]
+    #[case("0/3 nodes are available: 3 Insufficient cpu.", 1)]
+    // No class of nodes has it; a hand-over would only hide that.
+    #[case("0/3 nodes are available: persistentvolumeclaim \"models\" not found. not found", 0)]
+    fn a_pod_waits_for_a_node_unless_its_claim_is_missing(#[case] message: &str, #[case] waits: usize) {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "demo", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "status": {"phase": "Pending", "conditions": [
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message},
+            ]},
+        }))
+        .unwrap();
+        let mut pool = PoolPods::default();
+        count(&mut pool, &pod);
+        assert_eq!((pool.active, pool.waiting.len()), (1, waits));
     }
 }

@@ -7,6 +7,7 @@
 
 mod crash;
 mod devices;
+mod events;
 #[path = "../fake_registry/mod.rs"]
 mod fake_registry;
 mod faults;
@@ -68,6 +69,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         Box::pin(scenarios::conflict(c))
     }),
     ("scaling_to_zero_leaves_the_service", |c| Box::pin(scenarios::zero(c))),
+    ("each_text_is_an_event_of_its_own", |c| {
+        Box::pin(events::each_text_is_an_event(c))
+    }),
     ("an_object_that_does_not_decode_says_so", |c| {
         Box::pin(stored::deployment(c))
     }),

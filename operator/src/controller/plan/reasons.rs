@@ -181,7 +181,7 @@ pub(super) fn placement(
             format!(
                 "{lead}: no node belongs to a class that may be used ({}).{}{}",
                 if order.is_empty() {
-                    "none is left for this device".to_owned()
+                    "device and classes leave none".to_owned()
                 } else {
                     names(&order)
                 },
