@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use hawkeye_crds::v1alpha1::HawkeyeDeployment;
-use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::api::{core::v1::Node, events::v1::Event};
 use kube::{
     Api,
     api::{ListParams, Patch, PatchParams},
@@ -12,13 +12,24 @@ use kube::{
 use serde_json::json;
 
 use crate::{
-    scenarios::{create, namespace},
+    scenarios::{create, namespace, nodes},
     server::{Cluster, wait},
 };
 
 pub async fn each_text_is_an_event(cluster: &'static Cluster) -> Result<()> {
+    let known: Api<Node> = Api::all(cluster.client.clone());
+    if known.get_opt("graviton2").await?.is_none() {
+        nodes(cluster, &["graviton2"]).await?;
+    }
     namespace(cluster, "told").await?;
-    create(cluster, "told", "demo", "{replicas: 1, classes: [graviton]}", false).await?;
+    create(
+        cluster,
+        "told",
+        "demo",
+        "{replicas: 1, classes: [graviton], model: {image: {reference: example.com/bundle}}}",
+        false,
+    )
+    .await?;
     let events: Api<Event> = Api::namespaced(cluster.client.clone(), "told");
     let said = async |reason: &str, note: &str| {
         wait(note, async || {
