@@ -45,6 +45,28 @@ pub enum CaptionPrompt {
     DetailedCaption,
 }
 
+/// A prompt that is none of `CAPTION` and `DETAILED_CAPTION`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown caption prompt {0:?}: expected CAPTION or DETAILED_CAPTION")]
+pub struct UnknownPrompt(pub String);
+
+impl std::str::FromStr for CaptionPrompt {
+    type Err = UnknownPrompt;
+
+    /// In any case, with or without the angle brackets of Florence-2's task tokens.
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let bare = name
+            .strip_prefix('<')
+            .and_then(|rest| rest.strip_suffix('>'))
+            .unwrap_or(name);
+        match bare.to_ascii_uppercase().as_str() {
+            "CAPTION" => Ok(Self::Caption),
+            "DETAILED_CAPTION" => Ok(Self::DetailedCaption),
+            _ => Err(UnknownPrompt(name.to_owned())),
+        }
+    }
+}
+
 /// Finds icons.
 pub trait Detector {
     /// All candidates of at least `min_score`, before NMS, in any order.

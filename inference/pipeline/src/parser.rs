@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Sides of the square that every icon is resized to for the captioner, in pixels, on every device.
 pub const CAPTION_CROP: u32 = 64;
-/// The most elements that the basic mode returns (OmniParser's `MAX_DETECTIONS`).
+/// The most elements that the basic mode returns unless something else is set (OmniParser's `MAX_DETECTIONS`).
 pub const BASIC_MAX_ELEMENTS: usize = 100;
 
 /// What one request asks for; the defaults are OmniParser's.
@@ -34,6 +34,8 @@ pub struct ParseOptions {
     pub min_text_score: f32,
     /// OCR switch, element cut and prompt.
     pub profile: ProfileSettings,
+    /// The most elements that the basic mode returns.
+    pub max_detections: usize,
 }
 
 impl Default for ParseOptions {
@@ -46,6 +48,7 @@ impl Default for ParseOptions {
             iou_threshold: 0.1,
             min_text_score: 0.5,
             profile: Profile::Balanced.settings(),
+            max_detections: BASIC_MAX_ELEMENTS,
         }
     }
 }
@@ -59,6 +62,7 @@ impl ParseOptions {
 
 /// What an element is, in the words of the REST API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ElementKind {
     /// A line of text.
@@ -71,6 +75,7 @@ pub enum ElementKind {
 
 /// Which model found an element and which gave it its words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub enum Source {
     /// Text that stands alone.
     #[serde(rename = "box_ocr_content_ocr")]
@@ -85,6 +90,7 @@ pub enum Source {
 
 /// One element, serialised as the REST API shows it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 pub struct Element {
     /// `[x, y, width, height]` in whole pixels.
     pub bbox: [u32; 4],
@@ -98,10 +104,12 @@ pub struct Element {
     #[serde(rename = "type")]
     pub kind: ElementKind,
     /// What it says or shows: the text, or the captioner's words; `None` for an icon that nobody described.
+    #[cfg_attr(feature = "schema", schema(required))]
     pub caption: Option<String>,
     /// Whether it can be clicked: icons yes, text no.
     pub interactable: bool,
     /// Same as `caption` in the full pipeline; `None` in the basic mode.
+    #[cfg_attr(feature = "schema", schema(required))]
     pub content: Option<String>,
     /// Where the box and the words come from.
     pub source: Source,
@@ -156,6 +164,13 @@ impl Parsed {
     /// Elements found, before the cut to the profile's limit.
     pub fn total_detected(&self) -> usize {
         self.marks.len()
+    }
+
+    /// Icons that the captioner described.
+    pub fn captioned(&self) -> usize {
+        // Only the captioner gives words to an icon of this source.
+        let described = |element: &&Element| element.source == Source::Icon && element.caption.is_some();
+        self.elements.iter().filter(described).count()
     }
 }
 
@@ -257,7 +272,7 @@ impl Parser {
                 .iter()
                 .filter_map(|icon| Some((pixels(&icon.rect, width, height)?, icon.score)));
             placed
-                .take(BASIC_MAX_ELEMENTS)
+                .take(options.max_detections)
                 .enumerate()
                 .map(|(id, (place, score))| basic_element(id, place, score))
                 .collect()
@@ -269,7 +284,7 @@ impl Parser {
         }
         times.merge = started.elapsed();
 
-        if options.include_captions {
+        if options.include_captions && self.has_captioner() {
             let started = Instant::now();
             self.caption(screenshot, &mut elements, options, full)?;
             times.caption = started.elapsed();

@@ -1,15 +1,17 @@
 //! The answers of the REST API, with the Python service's names. Optionals that are unset are `null`, not absent.
 
 use crate::engine::{ModelEntry, ModelInfo};
+use crate::steps::{Steps, TimingsMs};
 use hawkeye_pipeline::parser::{Element, Parsed};
 use serde::Serialize;
 use std::time::Duration;
+use utoipa::ToSchema;
 
 /// Version in `/` and `/health`: the Python service's, whose API this is.
 pub const API_VERSION: &str = "1.0.0";
 
 /// Answer of `/parse` and `/parse/upload`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct ParseResponse {
     /// What was found.
     pub elements: Vec<Element>,
@@ -17,6 +19,8 @@ pub struct ParseResponse {
     pub count: usize,
     /// Milliseconds from the complete request to this answer, waiting included; two decimals.
     pub processing_time_ms: f64,
+    /// Where the time went.
+    pub timings_ms: TimingsMs,
     /// Size of the screenshot.
     pub image_size: ImageSize,
     /// `cuda`, `mps` or `cpu`.
@@ -26,19 +30,24 @@ pub struct ParseResponse {
     /// `gpu` or `cpu`.
     pub device_type: &'static str,
     /// Annotated picture, PNG in base64 without a `data:` prefix.
+    #[schema(required)]
     pub som_image: Option<String>,
     /// Lines of text that OCR found; null in the basic mode, like the counts below.
+    #[schema(required)]
     pub ocr_detected: Option<usize>,
     /// Icons among `elements`.
+    #[schema(required)]
     pub icon_detected: Option<usize>,
     /// Texts among `elements`.
+    #[schema(required)]
     pub text_detected: Option<usize>,
     /// Interactable elements.
+    #[schema(required)]
     pub interactable_count: Option<usize>,
 }
 
 /// Pixels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ImageSize {
     /// Columns.
     pub width: u32,
@@ -48,12 +57,13 @@ pub struct ImageSize {
 
 impl ParseResponse {
     /// Puts an answer together.
-    pub fn new(parsed: Parsed, info: &ModelInfo, som_image: Option<String>, took: Duration) -> Self {
+    pub fn new(parsed: Parsed, info: &ModelInfo, som_image: Option<String>, steps: &Steps, took: Duration) -> Self {
         let (width, height) = parsed.image_size;
         let full = |count: usize| parsed.full.then_some(count);
         Self {
             count: parsed.elements.len(),
             processing_time_ms: (took.as_secs_f64() * 1e5).round() / 1e2,
+            timings_ms: steps.document(),
             image_size: ImageSize { width, height },
             device: info.device.name(),
             device_name: info.device_name.clone(),
@@ -69,7 +79,7 @@ impl ParseResponse {
 }
 
 /// Answer of `/`.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 pub struct ServiceInfo {
     service: &'static str,
     version: &'static str,
@@ -77,7 +87,7 @@ pub struct ServiceInfo {
     endpoints: Endpoints,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
 struct Endpoints {
     parse: &'static str,
     parse_upload: &'static str,
@@ -99,52 +109,61 @@ pub const SERVICE_INFO: ServiceInfo = ServiceInfo {
 };
 
 /// Answer of `/health`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Health {
     /// `healthy` or `unhealthy`.
     pub status: &'static str,
-    /// [`API_VERSION`].
+    /// The Python service's.
     pub version: &'static str,
     /// `cuda`, `mps` or `cpu`; the setting (perhaps `auto`) until the models are loaded.
     pub device: String,
     /// Whether `/parse` would be answered.
     pub models_loaded: bool,
     /// Why the device is not the one that is expected; null when it is.
+    #[schema(required)]
     pub device_mismatch: Option<String>,
 }
 
 /// Answer of `/models/status`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ModelsStatus {
     icon_detector: DetectorStatus,
     caption_model: CaptionerStatus,
     text_readers: Vec<ReaderStatus>,
+    #[schema(required)]
     weights_path: Option<String>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 struct DetectorStatus {
     loaded: bool,
     /// What the Python service says, whatever the network is.
     #[serde(rename = "type")]
     kind: &'static str,
+    #[schema(required)]
     path: Option<String>,
+    #[schema(required)]
     name: Option<String>,
+    #[schema(required)]
     architecture: Option<String>,
+    #[schema(required)]
     dtype: Option<String>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 struct CaptionerStatus {
     loaded: bool,
     #[serde(rename = "type")]
     kind: &'static str,
+    #[schema(required)]
     path: Option<String>,
+    #[schema(required)]
     device: Option<&'static str>,
+    #[schema(required)]
     dtype: Option<String>,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 struct ReaderStatus {
     name: String,
     architecture: String,

@@ -1,10 +1,13 @@
 //! Flags and environment. Each setting is both; a flag wins over its variable.
 
 use crate::device::{Expectation, OnMismatch};
+use crate::input::Settings;
+use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
-use hawkeye_pipeline::profile::Profile;
+use hawkeye_pipeline::model::CaptionPrompt;
+use hawkeye_pipeline::profile::{Profile, ProfileSettings};
 use std::path::PathBuf;
 use std::time::Duration;
 use url::Url;
@@ -71,6 +74,18 @@ pub struct ModelArgs {
     /// Icons of a lower score are dropped, for requests that set no `min_confidence` of their own (0–1)
     #[arg(long, env = "OMNIPARSER_MIN_CONFIDENCE", value_name = "SCORE", default_value = "0.05", value_parser = fraction)]
     pub min_confidence: f32,
+    /// Whether text is read: true or false [default: by profile]
+    #[arg(long, env = "OMNIPARSER_ENABLE_OCR", value_name = "BOOL", value_parser = BoolishValueParser::new())]
+    pub enable_ocr: Option<bool>,
+    /// Most elements in an answer, text included, whatever the name says [default: by profile]
+    #[arg(long, env = "OMNIPARSER_MAX_CAPTIONS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub max_captions: Option<u32>,
+    /// What the captioner is asked about an icon: CAPTION or DETAILED_CAPTION [default: by profile]
+    #[arg(long, env = "OMNIPARSER_CAPTION_PROMPT", value_name = "PROMPT")]
+    pub caption_prompt: Option<CaptionPrompt>,
+    /// Most elements in an answer of the basic mode
+    #[arg(long, env = "OMNIPARSER_MAX_DETECTIONS", value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub max_detections: u32,
 }
 
 /// Options of `serve`.
@@ -94,6 +109,12 @@ pub struct ServeArgs {
     /// A client must have sent its headers within this time; also how long an idle connection is kept
     #[arg(long, env = "HAWKEYE_HEADER_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "HTTP")]
     pub header_timeout: Duration,
+    /// A client must have sent its request's body within this time; more is a 408
+    #[arg(long, env = "HAWKEYE_BODY_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "HTTP")]
+    pub body_timeout: Duration,
+    /// A client that takes nothing of its answer for this long is cut off
+    #[arg(long, env = "HAWKEYE_WRITE_TIMEOUT", value_name = "TIME", default_value = "30s", value_parser = duration, help_heading = "HTTP")]
+    pub write_timeout: Duration,
     /// How long the port still answers after SIGTERM, with /readyz saying no
     #[arg(long, env = "HAWKEYE_LAME_DUCK", value_name = "TIME", default_value = "3s", value_parser = duration, help_heading = "HTTP")]
     pub lame_duck: Duration,
@@ -113,9 +134,27 @@ pub struct ExpectArgs {
     /// and say so)
     #[arg(long, env = "HAWKEYE_ON_MISMATCH", default_value = "exit", ignore_case = true)]
     pub on_mismatch: OnMismatch,
+    /// The device is taken for wedged when it works on one screenshot for longer than this: the process ends with an error.
+    /// After half of it, /readyz says no
+    #[arg(long, env = "HAWKEYE_DEVICE_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub device_timeout: Duration,
 }
 
 impl ModelArgs {
+    /// The profile with what is set besides it, and what else a request may leave open.
+    pub fn settings(&self) -> Settings {
+        let profile = self.profile.settings();
+        Settings {
+            profile: ProfileSettings {
+                ocr: self.enable_ocr.unwrap_or(profile.ocr),
+                max_elements: self.max_captions.map_or(profile.max_elements, |count| count as usize),
+                prompt: self.caption_prompt.unwrap_or(profile.prompt),
+            },
+            min_confidence: self.min_confidence,
+            max_detections: self.max_detections as usize,
+        }
+    }
+
     /// What these settings ask for; without more of them a device that is named and missing is an error.
     pub fn expectation(&self, expect: Option<&ExpectArgs>) -> Expectation {
         Expectation {
@@ -199,6 +238,48 @@ pub struct FetchArgs {
     /// Also write the reason of a failure to this file (Kubernetes shows what is in /dev/termination-log)
     #[arg(long, value_name = "FILE")]
     pub message_file: Option<PathBuf>,
+}
+
+/// Variables of the Python service that are no settings here, and what takes their place.
+const NOT_READ: [(&str, &str); 6] = [
+    ("OMNIPARSER_WORKERS", "one process owns the device"),
+    (
+        "OMNIPARSER_WEIGHTS_DIR",
+        "the models come from the bundle (HAWKEYE_BUNDLE)",
+    ),
+    (
+        "OMNIPARSER_ICON_DETECT_DIR",
+        "the models come from the bundle (HAWKEYE_BUNDLE)",
+    ),
+    (
+        "OMNIPARSER_ICON_CAPTION_DIR",
+        "the models come from the bundle (HAWKEYE_BUNDLE)",
+    ),
+    (
+        "OMNIPARSER_IOU_THRESHOLD",
+        "the request's iou_threshold counts, as it did there",
+    ),
+    ("OMNIPARSER_CACHE_MODELS", "the models always stay loaded"),
+];
+
+/// Of these names of variables, those that look like a setting of the service but are none, each with the reason.
+pub fn not_read(names: impl Iterator<Item = String>) -> Vec<(String, String)> {
+    use clap::CommandFactory as _;
+    let cli = Cli::command();
+    let known: Vec<&str> = cli
+        .get_subcommands()
+        .chain([&cli])
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|argument| argument.get_env()?.to_str())
+        .collect();
+    names
+        .filter(|name| name.starts_with("OMNIPARSER_") && !known.contains(&name.as_str()))
+        .map(|name| {
+            let reason = NOT_READ.iter().find(|(known, _)| *known == name);
+            let reason = reason.map_or("there is no such setting", |(_, reason)| reason);
+            (name, reason.to_owned())
+        })
+        .collect()
 }
 
 fn web_address(text: &str) -> Result<Url, String> {
@@ -318,6 +399,40 @@ mod tests {
     }
 
     #[test]
+    fn what_is_set_wins_over_the_profile() {
+        let settings = |args: &[&str]| serve_args(args).expect("valid").model.settings();
+        assert_eq!(settings(&["--profile", "speed"]).profile, Profile::Speed.settings());
+        let set = settings(&[
+            "--profile",
+            "SPEED",
+            "--enable-ocr",
+            "yes",
+            "--max-captions",
+            "40",
+            "--caption-prompt",
+            "<detailed_caption>",
+            "--max-detections",
+            "7",
+        ]);
+        let wanted = ProfileSettings {
+            ocr: true,
+            max_elements: 40,
+            prompt: CaptionPrompt::DetailedCaption,
+        };
+        assert_eq!((set.profile, set.max_detections), (wanted, 7));
+        assert!(!settings(&["--enable-ocr", "0"]).profile.ocr);
+    }
+
+    #[test]
+    fn variables_that_are_no_settings_are_named() {
+        let names = ["OMNIPARSER_PORT", "OMNIPARSER_WORKERS", "OMNIPARSER_PROT", "PATH"].map(str::to_owned);
+        let found = not_read(names.into_iter());
+        let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["OMNIPARSER_WORKERS", "OMNIPARSER_PROT"]);
+        assert_eq!(found[1].1, "there is no such setting");
+    }
+
+    #[test]
     fn a_device_that_is_named_is_expected() {
         let expectation = |args: &[&str]| {
             let args = serve_args(args).expect("valid");
@@ -345,6 +460,11 @@ mod tests {
             ["--device", "tpu"],
             ["--expect-device", "auto"],
             ["--on-mismatch", "shrug"],
+            ["--enable-ocr", "perhaps"],
+            ["--max-captions", "0"],
+            ["--caption-prompt", "OCR"],
+            ["--max-detections", "-1"],
+            ["--body-timeout", "soon"],
         ] {
             assert!(serve_args(&bad).is_err(), "{bad:?}");
         }

@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// What to do when the device is not the one that is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -112,9 +113,10 @@ where
 }
 
 /// A GPU in use.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Cuda {
     /// Version of the kernel driver, if it can be read.
+    #[schema(required)]
     pub driver: Option<String>,
     /// Newest CUDA release that the driver serves.
     pub version: String,
@@ -123,39 +125,51 @@ pub struct Cuda {
 }
 
 /// Answer of `/device`: what runs here, and whether that is what was asked for.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct DeviceReport {
     /// `loading`; `ready`; `denied`: the device is not the expected one, so nothing is served; `failed`: the process ends.
     pub state: &'static str,
     /// `cuda`, `mps` or `cpu`; null unless ready, like all below.
+    #[schema(required)]
     pub device: Option<&'static str>,
     /// The device's own name.
+    #[schema(required)]
     pub device_name: Option<String>,
     /// `gpu` or `cpu`.
+    #[schema(required)]
     pub device_type: Option<&'static str>,
     /// Number format that the detector runs in.
+    #[schema(required)]
     pub dtype: Option<String>,
     /// Crops in one batch.
+    #[schema(required)]
     pub batch_size: Option<usize>,
     /// CPU threads of one operation.
+    #[schema(required)]
     pub threads: Option<usize>,
     /// The GPU; null on other devices.
+    #[schema(required)]
     pub cuda: Option<Cuda>,
     /// Milliseconds that the first parse took, of a made-up screenshot, right after loading; one decimal.
+    #[schema(required)]
     pub warm_up_ms: Option<f64>,
     /// What the settings ask for.
     pub expected: Expected,
     /// Whether everything is as expected; null while it loads.
+    #[schema(required)]
     pub matches: Option<bool>,
     /// Why it is not.
+    #[schema(required)]
     pub cause: Option<String>,
 }
 
 /// What the settings ask for; null where they leave it open.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Expected {
+    #[schema(required)]
     device: Option<&'static str>,
     dtype: &'static str,
+    #[schema(required)]
     batch_size: Option<usize>,
     on_mismatch: &'static str,
 }

@@ -4,7 +4,7 @@
 //! the admission in [`crate::routes`], where waiting costs no decoded picture.
 
 use crate::device::{Cuda, Denied};
-use crate::metrics::{Metrics, Stage};
+use crate::metrics::Metrics;
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::DeviceKind;
 use hawkeye_pipeline::parser::{ParseOptions, Parsed, Parser};
@@ -12,7 +12,7 @@ use image::{Rgb, RgbImage};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -95,12 +95,56 @@ pub enum EngineError {
     Gone,
 }
 
+/// A job that is done.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Done {
+    /// What was found.
+    pub parsed: Parsed,
+    /// How long the job waited for the device.
+    pub waited: Duration,
+    /// How long the device worked on it.
+    pub took: Duration,
+}
+
+/// Since when the device thread has been at its current job.
+#[derive(Debug)]
+struct Busy {
+    epoch: Instant,
+    /// Milliseconds from the epoch to the job's begin, plus one; 0 between jobs.
+    since: AtomicU64,
+}
+
+impl Busy {
+    fn new() -> Self {
+        Self {
+            epoch: Instant::now(),
+            since: AtomicU64::new(0),
+        }
+    }
+
+    fn begin(&self) {
+        let since = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.since.store(since + 1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.since.store(0, Ordering::Relaxed);
+    }
+
+    fn lasts(&self) -> Duration {
+        match self.since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.epoch.elapsed().saturating_sub(Duration::from_millis(since - 1)),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Job {
     screenshot: Arc<RgbImage>,
     options: ParseOptions,
     queued: Instant,
-    reply: oneshot::Sender<Result<Parsed, EngineError>>,
+    reply: oneshot::Sender<Result<Done, EngineError>>,
 }
 
 /// Handle to the device thread. When the last clone is dropped, the thread ends after its current job.
@@ -109,6 +153,7 @@ pub struct Engine {
     jobs: mpsc::Sender<Job>,
     state: watch::Receiver<ModelState>,
     failures: Arc<AtomicU32>,
+    busy: Arc<Busy>,
 }
 
 impl Engine {
@@ -124,12 +169,19 @@ impl Engine {
         let (report, state) = watch::channel(ModelState::Loading);
         let failures = Arc::new(AtomicU32::new(0));
         let counter = Arc::clone(&failures);
+        let busy = Arc::new(Busy::new());
+        let working = Arc::clone(&busy);
         thread::Builder::new().name("device".to_owned()).spawn(move || {
             if let Some(parser) = load_models(load, &warm_up, &report, &metrics) {
-                work(parser, queue, &counter, &metrics);
+                work(parser, queue, &counter, &working, &metrics);
             }
         })?;
-        Ok(Self { jobs, state, failures })
+        Ok(Self {
+            jobs,
+            state,
+            failures,
+            busy,
+        })
     }
 
     /// The models' state now.
@@ -155,6 +207,24 @@ impl Engine {
         self.failures.load(Ordering::Relaxed) < DEAD_AFTER
     }
 
+    /// How long the device has been at its current job; zero between jobs.
+    pub fn busy_for(&self) -> Duration {
+        self.busy.lasts()
+    }
+
+    /// Waits until one job has taken longer than `bound`: the device hangs, and nothing in this process can free it.
+    pub async fn wedged(&self, bound: Duration) {
+        loop {
+            let lasts = self.busy_for();
+            if lasts > bound {
+                return;
+            }
+            // No job can be over the bound before that.
+            let wait = bound.saturating_sub(lasts) + Duration::from_millis(1);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     /// Gives this handle up and waits until the thread has ended, its models dropped; that needs all other handles gone.
     pub async fn ended(self) {
         let mut state = self.state.clone();
@@ -166,7 +236,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError`] when the pipeline fails or the thread is gone.
-    pub async fn parse(&self, screenshot: Arc<RgbImage>, options: ParseOptions) -> Result<Parsed, EngineError> {
+    pub async fn parse(&self, screenshot: Arc<RgbImage>, options: ParseOptions) -> Result<Done, EngineError> {
         let (reply, answer) = oneshot::channel();
         let job = Job {
             screenshot,
@@ -251,16 +321,22 @@ fn first_parse(parser: &mut Parser, options: &ParseOptions) -> Result<Duration, 
     Ok(started.elapsed())
 }
 
-fn work(mut parser: Parser, mut queue: mpsc::Receiver<Job>, failures: &AtomicU32, metrics: &Metrics) {
+fn work(mut parser: Parser, mut queue: mpsc::Receiver<Job>, failures: &AtomicU32, busy: &Busy, metrics: &Metrics) {
     while let Some(job) = queue.blocking_recv() {
         if job.reply.is_closed() {
             metrics.abandoned.inc();
             continue;
         }
-        metrics.stage(Stage::Queue, job.queued.elapsed());
+        let waited = job.queued.elapsed();
+        let begun = Instant::now();
+        busy.begin();
         // A parser holds models and no state between calls, so it is sound to go on with it.
-        let answer = match catch_unwind(AssertUnwindSafe(|| parser.parse(&job.screenshot, &job.options))) {
-            Ok(Ok(parsed)) => Ok(parsed),
+        let outcome = catch_unwind(AssertUnwindSafe(|| parser.parse(&job.screenshot, &job.options)));
+        let took = begun.elapsed();
+        busy.end();
+        metrics.device_busy.inc_by(took.as_secs_f64());
+        let answer = match outcome {
+            Ok(Ok(parsed)) => Ok(Done { parsed, waited, took }),
             Ok(Err(error)) => Err(EngineError::Parse(with_causes(&error))),
             Err(panic) => {
                 metrics.panics.inc();
@@ -268,19 +344,7 @@ fn work(mut parser: Parser, mut queue: mpsc::Receiver<Job>, failures: &AtomicU32
             }
         };
         match &answer {
-            Ok(parsed) => {
-                failures.store(0, Ordering::Relaxed);
-                for (stage, took) in [
-                    (Stage::Detect, parsed.times.detect),
-                    (Stage::Read, parsed.times.ocr),
-                    (Stage::Merge, parsed.times.merge),
-                    (Stage::Caption, parsed.times.caption),
-                ] {
-                    if !took.is_zero() {
-                        metrics.stage(stage, took);
-                    }
-                }
-            }
+            Ok(_) => failures.store(0, Ordering::Relaxed),
             Err(error) => {
                 let in_a_row = failures.fetch_add(1, Ordering::Relaxed) + 1;
                 tracing::error!(%error, in_a_row, "parse failed on the device");

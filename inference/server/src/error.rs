@@ -7,14 +7,15 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::time::Duration;
+use utoipa::ToSchema;
 
 /// One entry of a 422's `detail`, as pydantic words it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct FieldError {
     /// Kind of error, e.g. `missing`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Where: `body` or `query`, then the field's name.
+    /// Where: `body` or `query`, then the field's name, or the column of what is no JSON.
     pub loc: Vec<Value>,
     /// For people.
     pub msg: String,
@@ -22,6 +23,7 @@ pub struct FieldError {
     pub input: Value,
     /// Figures of the rule that was broken.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
     pub ctx: Option<Box<Value>>,
 }
 
@@ -75,6 +77,12 @@ pub enum ApiError {
     /// 422: the request breaks the schema.
     #[error("invalid request")]
     Schema(Vec<FieldError>),
+    /// 404: the Open Inference Protocol's requests name their model.
+    #[error("There is no model {0:?}; there is \"omniparser\"")]
+    NoModel(String),
+    /// 408: the body did not come in time.
+    #[error("The request body was not received within {} s", .0.as_secs_f32())]
+    SlowBody(Duration),
     /// 413: body or picture over a limit.
     #[error("{0}")]
     TooLarge(String),
@@ -108,6 +116,8 @@ impl ApiError {
         match self {
             Self::BadImage(_) | Self::BadBody(_) => StatusCode::BAD_REQUEST,
             Self::Schema(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::NoModel(_) => StatusCode::NOT_FOUND,
+            Self::SlowBody(_) => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unready { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -119,7 +129,8 @@ impl ApiError {
     /// The metric's label.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::BadImage(_) | Self::BadBody(_) | Self::Schema(_) => Outcome::Invalid,
+            Self::BadImage(_) | Self::BadBody(_) | Self::Schema(_) | Self::NoModel(_) => Outcome::Invalid,
+            Self::SlowBody(_) => Outcome::SlowClient,
             Self::TooLarge(_) => Outcome::TooLarge,
             Self::Busy { .. } => Outcome::Busy,
             Self::Unready { .. } => Outcome::Unready,
@@ -135,23 +146,36 @@ impl From<FieldError> for ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let status = self.status();
-        let detail = match &self {
-            Self::Schema(errors) => json!(errors),
-            other => Value::from(other.to_string()),
-        };
-        let mut response = (status, Json(json!({ "detail": detail }))).into_response();
-        if let Self::Busy { retry_after, .. } | Self::Unready { retry_after, .. } = &self {
-            // Whole seconds only; 0 would invite a storm.
-            let seconds = retry_after.as_secs_f64().ceil().max(1.0) as u64;
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+impl ApiError {
+    /// An answer with this status and body, and with the headers that the error asks for.
+    pub fn respond(self, status: StatusCode, body: Value) -> Response {
+        let mut response = (status, Json(body)).into_response();
+        let headers = response.headers_mut();
+        match &self {
+            Self::Busy { retry_after, .. } | Self::Unready { retry_after, .. } => {
+                // Whole seconds only; 0 would invite a storm.
+                let seconds = retry_after.as_secs_f64().ceil().max(1.0) as u64;
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            // The rest of the body may still come; there is no next request to be found in it.
+            Self::SlowBody(_) => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
         }
         // The middleware logs the reason and counts the outcome.
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let detail = match &self {
+            Self::Schema(errors) => json!(errors),
+            other => Value::from(other.to_string()),
+        };
+        let status = self.status();
+        self.respond(status, json!({ "detail": detail }))
     }
 }

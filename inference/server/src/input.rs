@@ -3,7 +3,7 @@
 
 use crate::error::{ApiError, FieldError};
 use hawkeye_pipeline::parser::ParseOptions;
-use hawkeye_pipeline::profile::Profile;
+use hawkeye_pipeline::profile::ProfileSettings;
 use serde_json::{Map, Value, json};
 
 /// Options of a request, the Python service's names and defaults.
@@ -90,7 +90,8 @@ impl Options {
             use_full_pipeline: self.use_full_pipeline,
             min_confidence: self.min_confidence.unwrap_or(settings.min_confidence),
             iou_threshold: self.iou_threshold,
-            profile: settings.profile.settings(),
+            profile: settings.profile,
+            max_detections: settings.max_detections,
             ..ParseOptions::default()
         }
     }
@@ -100,16 +101,18 @@ impl Options {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
     /// Speed or thoroughness.
-    pub profile: Profile,
+    pub profile: ProfileSettings,
     /// Lowest detector score, 0–1.
     pub min_confidence: f32,
+    /// The most elements of the basic mode.
+    pub max_detections: usize,
 }
 
-/// Reads the JSON body of `/parse`: the image, still in base64, and the options.
+/// Reads a JSON body that must be an object.
 ///
 /// # Errors
-/// [`ApiError::Schema`] for what is not the schema.
-pub fn parse_body(body: &[u8]) -> Result<(String, Options), ApiError> {
+/// [`ApiError::Schema`] for anything else.
+pub fn json_object(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     if body.is_empty() {
         return Err(FieldError::new("missing", "body", "", "Field required").into());
     }
@@ -118,16 +121,25 @@ pub fn parse_body(body: &[u8]) -> Result<(String, Options), ApiError> {
         field.loc.push(Value::from(error.column()));
         field.with_ctx(json!({ "error": error.to_string() }))
     })?;
-    let Value::Object(mut fields) = value else {
-        return Err(FieldError::new(
+    match value {
+        Value::Object(fields) => Ok(fields),
+        other => Err(FieldError::new(
             "model_attributes_type",
             "body",
             "",
             "Input should be a valid dictionary or object to extract fields from",
         )
-        .with_input(&value)
-        .into());
-    };
+        .with_input(&other)
+        .into()),
+    }
+}
+
+/// Reads the JSON body of `/parse`: the image, still in base64, and the options.
+///
+/// # Errors
+/// [`ApiError::Schema`] for what is not the schema.
+pub fn parse_body(body: &[u8]) -> Result<(String, Options), ApiError> {
+    let mut fields = json_object(body)?;
     let image = match fields.remove("image") {
         Some(Value::String(image)) => Ok(image),
         Some(other) => {
@@ -194,6 +206,7 @@ fn fraction(place: &str, name: &str, value: &Value) -> Result<f32, FieldError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hawkeye_pipeline::profile::Profile;
 
     fn kinds(error: ApiError) -> Vec<(String, Value)> {
         match error {
@@ -270,12 +283,14 @@ mod tests {
     #[test]
     fn the_request_wins_over_the_setting() {
         let settings = Settings {
-            profile: Profile::Speed,
+            profile: Profile::Speed.settings(),
             min_confidence: 0.3,
+            max_detections: 7,
         };
         let open = Options::default();
         assert!((open.for_pipeline(settings).min_confidence - 0.3).abs() < f32::EPSILON);
         assert_eq!(open.for_pipeline(settings).profile, Profile::Speed.settings());
+        assert_eq!(open.for_pipeline(settings).max_detections, 7);
         let given = Options {
             min_confidence: Some(0.7),
             ..open

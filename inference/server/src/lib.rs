@@ -1,6 +1,7 @@
 //! OmniParser-compatible inference service: HTTP, queue, settings and metrics around `hawkeye-pipeline`. Which backend
 //! runs the models is decided by whoever passes a loader to [`engine::Engine::start`].
 
+pub mod admission;
 pub mod api;
 pub mod config;
 pub mod device;
@@ -10,8 +11,11 @@ pub mod fetch;
 pub mod input;
 pub mod metrics;
 pub mod one_shot;
+pub mod openapi;
 pub mod routes;
 pub mod serve;
 pub mod service;
 pub mod shutdown;
+pub mod stall;
+pub mod steps;
 pub mod table;

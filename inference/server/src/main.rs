@@ -59,9 +59,13 @@ fn serve(args: &ServeArgs, format: LogFormat) -> ExitCode {
         // Who reads the log as JSON finds the reason there.
         Err(error) if format == LogFormat::Json => {
             tracing::error!(error = with_causes(&error), "ended");
-            ExitCode::FAILURE
+            leave(1)
         }
-        Err(error) => fail(&error, 1),
+        // The device thread may hang in libtorch, so this one does not return either.
+        Err(error) => {
+            fail(&error, 1);
+            leave(1)
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 /// `Content-Type` of [`Metrics::render`].
@@ -21,6 +23,16 @@ pub enum Route {
     ModelsStatus,
     Parse,
     ParseUpload,
+    /// `/parse/`, omnitool's.
+    OmnitoolParse,
+    /// `/probe/`, omnitool's.
+    OmnitoolProbe,
+    /// `/v2/models/{model}/infer`.
+    V2Infer,
+    /// The rest of `/v2`.
+    V2,
+    OpenApi,
+    Docs,
     Livez,
     Readyz,
     Startupz,
@@ -38,17 +50,27 @@ impl Route {
             "/models/status" => Self::ModelsStatus,
             "/parse" => Self::Parse,
             "/parse/upload" => Self::ParseUpload,
+            "/parse/" => Self::OmnitoolParse,
+            "/probe/" => Self::OmnitoolProbe,
+            "/openapi.json" => Self::OpenApi,
+            "/docs" | "/redoc" => Self::Docs,
             "/livez" => Self::Livez,
             "/readyz" => Self::Readyz,
             "/startupz" => Self::Startupz,
             "/metrics" => Self::Metrics,
+            "/v2" => Self::V2,
+            path if path.starts_with("/v2/models/") && path.ends_with("/infer") => Self::V2Infer,
+            path if path.starts_with("/v2/") => Self::V2,
             _ => Self::Other,
         }
     }
 
     /// Whether requests here are work, as opposed to probes and scrapes.
     pub fn is_parse(self) -> bool {
-        matches!(self, Self::Parse | Self::ParseUpload)
+        matches!(
+            self,
+            Self::Parse | Self::ParseUpload | Self::OmnitoolParse | Self::V2Infer
+        )
     }
 }
 
@@ -62,7 +84,7 @@ pub enum Code {
     ClientLeft,
 }
 
-/// What became of a request to `/parse` or `/parse/upload`.
+/// What became of a request for a parse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Outcome {
     /// Answered with elements.
@@ -77,6 +99,8 @@ pub enum Outcome {
     Unready,
     /// Over the time limit (504).
     TimedOut,
+    /// The body did not come in time (408).
+    SlowClient,
     /// The models failed (500).
     Failed,
     /// The client left first.
@@ -86,20 +110,31 @@ pub enum Outcome {
 /// A step of a parse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Stage {
-    /// Base64 and image decoding.
-    Decode,
     /// Waiting for the device.
     Queue,
+    /// JSON, base64 and image decoding.
+    Decode,
     /// Icon detector.
     Detect,
     /// Text reader.
-    Read,
+    Ocr,
     /// Merging icons and text.
     Merge,
     /// Captioner.
     Caption,
     /// Drawing and encoding the annotated picture.
-    Overlay,
+    Encode,
+}
+
+/// What a client was too slow at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Slow {
+    /// Sending the headers of a request, or of the next one on a connection that is kept.
+    Headers,
+    /// Sending the body.
+    Body,
+    /// Taking the answer.
+    Answer,
 }
 
 /// Labels of HTTP series.
@@ -119,6 +154,14 @@ struct StageLabels {
     stage: Stage,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SlowLabels {
+    at: Slow,
+}
+
+/// Counts seconds.
+type Seconds = Counter<f64, AtomicU64>;
+
 /// All metrics of the process.
 #[derive(Debug)]
 pub struct Metrics {
@@ -128,6 +171,13 @@ pub struct Metrics {
     outcomes: Family<OutcomeLabels, Counter>,
     stages: Family<StageLabels, Histogram>,
     elements: Histogram,
+    cut: Family<SlowLabels, Counter>,
+    /// Open connections.
+    pub connections: Gauge,
+    /// Seconds that the device was at work; its rate is the device's utilisation.
+    pub device_busy: Seconds,
+    /// Icons that were described.
+    pub captions: Counter,
     /// Requests held, the one on the device included.
     pub held: Gauge,
     /// Jobs that were dropped because their client had left.
@@ -138,8 +188,8 @@ pub struct Metrics {
     pub models_loaded: Gauge,
     /// 1 when the device is not the expected one.
     pub device_mismatch: Gauge,
-    load_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
-    warm_up_seconds: Gauge<f64, std::sync::atomic::AtomicU64>,
+    load_seconds: Gauge<f64, AtomicU64>,
+    warm_up_seconds: Gauge<f64, AtomicU64>,
 }
 
 fn seconds_histogram() -> Histogram {
@@ -165,6 +215,9 @@ impl Metrics {
         let (held, abandoned, panics) = (Gauge::default(), Counter::default(), Counter::default());
         let (models_loaded, device_mismatch) = (Gauge::default(), Gauge::default());
         let (load_seconds, warm_up_seconds) = (Gauge::default(), Gauge::default());
+        let cut = Family::<SlowLabels, Counter>::default();
+        let connections = Gauge::default();
+        let (device_busy, captions) = (Seconds::default(), Counter::default());
 
         registry.register("http_requests", "HTTP requests", http_requests.clone());
         registry.register_with_unit(
@@ -173,11 +226,7 @@ impl Metrics {
             Unit::Seconds,
             http_duration.clone(),
         );
-        registry.register(
-            "parse_requests",
-            "Requests to /parse and /parse/upload by outcome",
-            outcomes.clone(),
-        );
+        registry.register("parse_requests", "Requests for a parse by outcome", outcomes.clone());
         registry.register_with_unit(
             "parse_stage_duration",
             "Time of each step",
@@ -215,6 +264,22 @@ impl Metrics {
             warm_up_seconds.clone(),
         );
 
+        registry.register(
+            "slow_clients_cut",
+            "Clients that were cut off for being too slow",
+            cut.clone(),
+        );
+        registry.register("connections", "Open connections", connections.clone());
+        registry.register_with_unit(
+            "device_busy",
+            "Time that the device was at work",
+            Unit::Seconds,
+            device_busy.clone(),
+        );
+        registry.register("captions", "Icons described", captions.clone());
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        registry.register("build", "What runs here", version);
+
         Self {
             registry,
             http_requests,
@@ -222,6 +287,10 @@ impl Metrics {
             outcomes,
             stages,
             elements,
+            cut,
+            connections,
+            device_busy,
+            captions,
             held,
             abandoned,
             panics,
@@ -249,6 +318,11 @@ impl Metrics {
         self.stages
             .get_or_create(&StageLabels { stage })
             .observe(took.as_secs_f64());
+    }
+
+    /// Counts a client that was cut off.
+    pub fn cut(&self, at: Slow) {
+        self.cut.get_or_create(&SlowLabels { at }).inc();
     }
 
     /// Records the number of elements in an answer.
@@ -285,6 +359,8 @@ mod tests {
         metrics.outcome(Outcome::TooLarge);
         metrics.stage(Stage::Detect, Duration::from_millis(3));
         metrics.loaded(Duration::from_secs(2), Duration::from_millis(500));
+        metrics.cut(Slow::Body);
+        metrics.device_busy.inc_by(0.25);
         let text = metrics.render().expect("renders");
         for line in [
             "hawkeye_http_requests_total{route=\"ParseUpload\",code=\"Success\"} 1",
@@ -294,6 +370,9 @@ mod tests {
             "hawkeye_model_load_seconds 2.0",
             "hawkeye_warm_up_seconds 0.5",
             "hawkeye_device_mismatch 0",
+            "hawkeye_slow_clients_cut_total{at=\"Body\"} 1",
+            "hawkeye_device_busy_seconds_total 0.25",
+            concat!("hawkeye_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
@@ -303,5 +382,7 @@ mod tests {
     fn unknown_paths_share_one_label() {
         assert_eq!(Route::of("/wp-login.php"), Route::Other);
         assert_eq!(Route::of("/parse"), Route::Parse);
+        assert_eq!(Route::of("/v2/models/omniparser/infer"), Route::V2Infer);
+        assert_eq!(Route::of("/v2/models/omniparser"), Route::V2);
     }
 }

@@ -3,7 +3,8 @@
 use crate::api::ParseResponse;
 use crate::config::ParseArgs;
 use crate::engine::{LoadError, ModelInfo};
-use crate::input::{Options, Settings};
+use crate::input::Options;
+use crate::steps::Steps;
 use crate::table;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -13,7 +14,7 @@ use hawkeye_pipeline::parser::{ParseError, Parsed, Parser};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Largest file that is read, bytes. `--max-pixels` is the limit that counts; this one keeps a wrong path from filling memory.
 const MAX_FILE: u64 = 1 << 30;
@@ -93,22 +94,24 @@ where
 
     let (mut parser, info) = load().map_err(OneShotError::Load)?;
     let started = Instant::now();
-    let settings = Settings {
-        profile: args.model.profile,
-        min_confidence: args.model.min_confidence,
-    };
     let options = Options {
         include_ocr: !args.no_ocr,
         iou_threshold: args.iou_threshold,
         ..Options::default()
     };
-    let parsed = parser.parse(&screenshot, &options.for_pipeline(settings))?;
+    let parsed = parser.parse(&screenshot, &options.for_pipeline(args.model.settings()))?;
 
     let wants_som = args.json && !args.no_som;
+    let drawing = Instant::now();
     let picture = if wants_som || args.output.is_some() {
         Some(encode_png(&draw_marks(&screenshot, &parsed.marks))?)
     } else {
         None
+    };
+    let encoded = if picture.is_some() {
+        drawing.elapsed()
+    } else {
+        Duration::ZERO
     };
     if let (Some(path), Some(png)) = (&args.output, &picture) {
         std::fs::write(path, png).map_err(|source| OneShotError::Write {
@@ -118,8 +121,14 @@ where
     }
     let took = started.elapsed() + decoded;
     let text = if args.json {
+        let steps = Steps {
+            decode: decoded,
+            models: parsed.times,
+            encode: encoded,
+            ..Steps::default()
+        };
         let som_image = picture.filter(|_| wants_som).map(|png| STANDARD.encode(png));
-        let mut text = serde_json::to_string_pretty(&ParseResponse::new(parsed, &info, som_image, took))?;
+        let mut text = serde_json::to_string_pretty(&ParseResponse::new(parsed, &info, som_image, &steps, took))?;
         text.push('\n');
         text
     } else {

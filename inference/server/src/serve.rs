@@ -1,6 +1,8 @@
 //! The accept loop. `axum::serve` sets no header timeout, and hyper's needs a timer, so the loop is our own.
 
+use crate::metrics::{Metrics, Slow};
 use crate::shutdown::{Phase, PhaseReceiver, PhaseSender};
+use crate::stall::Stalling;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,6 +24,8 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 pub struct Limits {
     /// A client must have sent its request's headers within this time; also how long an idle connection is kept.
     pub header_timeout: Duration,
+    /// A client that takes nothing of its answer for this long is cut off.
+    pub write_timeout: Duration,
     /// How long the port still answers after SIGTERM, with `/readyz` saying no.
     pub lame_duck: Duration,
     /// How long requests in flight may take to finish once the port is closed.
@@ -40,7 +44,13 @@ pub enum Ended {
 /// Serves `app` until `phase` leaves `Running`, then drains.
 ///
 /// `phase` is also written: the lame-duck phase ends here.
-pub async fn serve(listener: TcpListener, app: Router, phase: &PhaseSender, limits: Limits) -> Ended {
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    phase: &PhaseSender,
+    limits: Limits,
+    metrics: &Arc<Metrics>,
+) -> Ended {
     let graceful = GracefulShutdown::new();
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut http = http1::Builder::new();
@@ -53,12 +63,19 @@ pub async fn serve(listener: TcpListener, app: Router, phase: &PhaseSender, limi
             accepted = accept(&listener, &slots) => accepted,
         };
         let service = TowerToHyperService::new(app.clone());
+        let stream = Stalling::new(stream, limits.write_timeout, Arc::clone(metrics));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let metrics = Arc::clone(metrics);
+        metrics.connections.inc();
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 // Clients that leave or dawdle are everyday life.
                 tracing::debug!(%error, "connection ended");
+                if error.is_timeout() {
+                    metrics.cut(Slow::Headers);
+                }
             }
+            metrics.connections.dec();
             drop(slot);
         });
     }

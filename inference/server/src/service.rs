@@ -1,8 +1,8 @@
 //! `serve`: from settings to a running service, until a signal ends it.
 
-use crate::config::ServeArgs;
+use crate::config::{ServeArgs, not_read};
 use crate::engine::{Engine, LoadError, ModelInfo};
-use crate::input::{Options, Settings};
+use crate::input::Options;
 use crate::metrics::Metrics;
 use crate::routes::{App, RequestLimits, router};
 use crate::serve::{Ended, Limits, serve};
@@ -35,12 +35,15 @@ pub enum ServiceError {
     /// The models.
     #[error("cannot load the models: {0}")]
     Load(Arc<str>),
+    /// The device hangs in one parse; only another process may get it to work again.
+    #[error("the device has been at one screenshot for more than {} s", .0.as_secs_f32())]
+    Wedged(Duration),
 }
 
 /// Listens at once, loads the models in the background, and serves until a signal has ended it.
 ///
 /// # Errors
-/// [`ServiceError`]; a load that fails ends the service.
+/// [`ServiceError`]; a load that fails ends the service, and so does a device that hangs.
 pub async fn run<L>(args: &ServeArgs, load: L) -> Result<Ended, ServiceError>
 where
     L: FnOnce() -> Result<(Parser, ModelInfo), LoadError> + Send + 'static,
@@ -57,10 +60,10 @@ where
     let signals = tokio::spawn(follow_signals(sender.clone()));
 
     let metrics = Arc::new(Metrics::new());
-    let settings = Settings {
-        profile: args.model.profile,
-        min_confidence: args.model.min_confidence,
-    };
+    for (variable, reason) in not_read(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())) {
+        tracing::warn!(variable, reason, "not read");
+    }
+    let settings = args.model.settings();
     let warm_up = Options::default().for_pipeline(settings);
     let engine = Engine::start(load, warm_up, Arc::clone(&metrics))?;
     let limits = RequestLimits {
@@ -68,26 +71,30 @@ where
         max_pixels: args.limits.max_pixels,
         queue: args.limits.queue,
         timeout: args.limits.request_timeout,
+        body_timeout: args.body_timeout,
+        device_timeout: args.expect.device_timeout,
     };
     let app = App::new(
         engine.clone(),
-        metrics,
+        Arc::clone(&metrics),
         receiver,
         settings,
         limits,
         &args.model.device.to_string(),
         args.model.expectation(Some(&args.expect)),
     );
-    tracing::info!(%address, profile = %settings.profile, "listening; models are being loaded");
+    tracing::info!(%address, profile = %args.model.profile, "listening; models are being loaded");
 
     let times = Limits {
         header_timeout: args.header_timeout,
+        write_timeout: args.write_timeout,
         lame_duck: args.lame_duck,
         drain: args.drain_timeout,
     };
     let ended = tokio::select! {
-        ended = serve(listener, router(app), &sender, times) => ended,
+        ended = serve(listener, router(app), &sender, times, &metrics) => ended,
         reason = engine.load_failure() => return Err(ServiceError::Load(reason)),
+        () = engine.wedged(limits.device_timeout) => return Err(ServiceError::Wedged(limits.device_timeout)),
         // Returns only if the handlers cannot be installed; without them nothing would ever drain.
         failed = signals => {
             let failure = failed.map_err(io::Error::other).and_then(|result| result);

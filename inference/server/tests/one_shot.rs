@@ -63,6 +63,7 @@ async fn the_json_is_the_document_of_the_service() {
         .unwrap();
     for document in [&mut ours, &mut theirs] {
         document.as_object_mut().unwrap().remove("processing_time_ms").unwrap();
+        assert!(document.as_object_mut().unwrap().remove("timings_ms").unwrap()["decode"].is_number());
     }
     assert_eq!(ours, theirs);
     let without: Value = serde_json::from_str(&parse(&shot, &["--json", "--no-som"]).unwrap()).unwrap();

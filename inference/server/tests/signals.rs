@@ -5,10 +5,11 @@
 mod common;
 
 use clap::Parser as _;
-use common::{Gate, model_info, parser};
+use common::{Gate, body, eventually, model_info, parser, png};
 use hawkeye_inference::config::{Cli, Command, ServeArgs};
 use hawkeye_inference::serve::Ended;
 use hawkeye_inference::service::{ServiceError, run};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 fn args(more: &[&str]) -> ServeArgs {
@@ -65,27 +66,53 @@ async fn a_service_lives_from_its_port_to_its_signal() {
     let port = free_port().to_string();
     let settings = args(&["--port", &port]);
     let service = tokio::spawn(async move { run(&settings, || Ok((parser(&Gate::new(true)), model_info()))).await });
-    let ready = format!("http://127.0.0.1:{port}/readyz");
-    let status = async || {
-        reqwest::get(&ready)
+    let status = async |port: &str| {
+        reqwest::get(format!("http://127.0.0.1:{port}/readyz"))
             .await
             .map(|response| response.status().as_u16())
             .ok()
     };
-    let until = async |wanted: Option<u16>| {
+    let until = async |port: &str, wanted: Option<u16>| {
         let started = Instant::now();
-        while status().await != wanted {
+        while status(port).await != wanted {
             assert!(started.elapsed() < Duration::from_secs(10), "no {wanted:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    until(Some(200)).await;
+    until(&port, Some(200)).await;
     signal("TERM");
-    until(Some(503)).await;
-    until(None).await;
+    until(&port, Some(503)).await;
+    until(&port, None).await;
     let ended = tokio::time::timeout(Duration::from_secs(10), service)
         .await
         .expect("ends")
         .unwrap();
     assert_eq!(ended.unwrap(), Ended::Drained);
+
+    // A second one ends it at once, whatever is in flight.
+    let port = free_port().to_string();
+    let settings = args(&["--port", &port, "--drain-timeout", "10m"]);
+    let gate = Gate::new(false);
+    let held = Arc::clone(&gate);
+    let service = tokio::spawn(async move { run(&settings, move || Ok((parser(&held), model_info()))).await });
+    until(&port, Some(200)).await;
+    let parse = reqwest::Client::new()
+        .post(format!("http://127.0.0.1:{port}/parse"))
+        .json(&body(&png(200, 120)))
+        .send();
+    let parse = tokio::spawn(parse);
+    eventually("the parse is on the device", || gate.entered() == 1).await;
+    signal("TERM");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!service.is_finished(), "a parse is in flight");
+    let second = Instant::now();
+    signal("TERM");
+    let ended = tokio::time::timeout(Duration::from_secs(10), service)
+        .await
+        .expect("ends")
+        .unwrap();
+    assert_eq!(ended.unwrap(), Ended::Cut);
+    assert!(second.elapsed() < Duration::from_secs(1), "{:?}", second.elapsed());
+    parse.abort();
+    gate.open();
 }

@@ -1,32 +1,40 @@
 //! The HTTP surface: what is where, and what every request passes through.
 
+mod docs;
 mod info;
+mod omnitool;
 mod parse;
 mod probes;
+mod v2;
+mod work;
 
+use crate::admission::Admission;
 use crate::device::Expectation;
 use crate::engine::{Engine, ModelInfo, ModelState};
 use crate::error::ApiError;
 use crate::input::Settings;
 use crate::metrics::{Code, Metrics, Outcome, Route};
+use crate::openapi;
 use crate::shutdown::PhaseReceiver;
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::StatusCode;
+use axum::http::{StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::{Json, Router};
+use hawkeye_pipeline::decode::DecodeLimits;
 use serde_json::json;
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 use tracing::Instrument;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 /// Decoded screenshots in memory at once: one on the device, one waiting for it, one being decoded and one being drawn on.
 /// At the default pixel limit each is 120 MB, so waiting requests keep the encoded form.
@@ -46,6 +54,21 @@ pub struct RequestLimits {
     pub queue: usize,
     /// Time for a request, waiting included.
     pub timeout: Duration,
+    /// Time for a request's body to arrive.
+    pub body_timeout: Duration,
+    /// Time for one parse on the device, after which it is taken for wedged; `/readyz` says no after half of it.
+    pub device_timeout: Duration,
+}
+
+impl RequestLimits {
+    /// The bounds of a screenshot.
+    fn decoding(&self) -> DecodeLimits {
+        DecodeLimits {
+            max_bytes: self.max_body_bytes,
+            max_pixels: self.max_pixels,
+            ..DecodeLimits::default()
+        }
+    }
 }
 
 /// What the handlers share.
@@ -59,22 +82,10 @@ pub struct App {
     /// The device that was asked for, shown until it is known which it is.
     device_setting: Arc<str>,
     expectation: Expectation,
-    admission: Arc<Semaphore>,
+    admission: Admission,
     decoded: Arc<Semaphore>,
-    /// Microseconds that the last parses took on the device: a moving average for `Retry-After`.
-    mean_micros: Arc<AtomicU64>,
-}
-
-/// A place in the queue; given back when dropped.
-struct Admitted {
-    _place: OwnedSemaphorePermit,
-    metrics: Arc<Metrics>,
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.metrics.held.dec();
-    }
+    /// The OpenAPI document, as JSON.
+    document: Bytes,
 }
 
 impl App {
@@ -90,15 +101,15 @@ impl App {
     ) -> Self {
         Self {
             engine,
+            admission: Admission::new(limits.queue, Arc::clone(&metrics)),
             metrics,
             phase,
             settings,
             limits,
             device_setting: device_setting.into(),
             expectation,
-            admission: Arc::new(Semaphore::new(limits.queue.min(Semaphore::MAX_PERMITS))),
             decoded: Arc::new(Semaphore::new(MAX_DECODED)),
-            mean_micros: Arc::new(AtomicU64::new(0)),
+            document: Bytes::new(),
         }
     }
 
@@ -116,33 +127,20 @@ impl App {
         })
     }
 
-    /// A place in the queue, or 429.
-    fn admit(&self) -> Result<Admitted, ApiError> {
-        if let Ok(place) = Arc::clone(&self.admission).try_acquire_owned() {
-            self.metrics.held.inc();
-            return Ok(Admitted {
-                _place: place,
-                metrics: Arc::clone(&self.metrics),
-            });
-        }
-        let held = self.limits.queue;
-        // By then half of those that wait now are done.
-        let wait = Duration::from_micros(self.mean_micros.load(Ordering::Relaxed) * held as u64 / 2);
-        Err(ApiError::Busy {
-            held,
-            retry_after: wait.clamp(Duration::from_secs(1), Duration::from_secs(30)),
-        })
+    /// Whether the device has been at one parse for so long that it may hang.
+    fn hangs(&self) -> bool {
+        self.engine.busy_for() > self.limits.device_timeout / 2
     }
 
-    fn record_device_time(&self, took: Duration) {
-        let sample = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let mean = self.mean_micros.load(Ordering::Relaxed);
-        let next = if mean == 0 {
-            sample
-        } else {
-            mean - mean / 8 + sample / 8
-        };
-        self.mean_micros.store(next, Ordering::Relaxed);
+    /// The loaded models if a parse would be served, or 503.
+    fn serving(&self) -> Result<Arc<ModelInfo>, ApiError> {
+        if self.hangs() {
+            return Err(ApiError::Unready {
+                reason: "The device does not answer".to_owned(),
+                retry_after: LOADING_RETRY,
+            });
+        }
+        self.models()
     }
 }
 
@@ -156,25 +154,68 @@ pub fn router(app: App) -> Router {
         .layer(CorsLayer::permissive())
         // Bodies are bounded where they are read.
         .layer(DefaultBodyLimit::disable());
-    Router::new()
-        .route("/", get(info::root))
-        .route("/health", get(info::health))
-        .route("/device", get(info::device))
-        .route("/models/status", get(info::models_status))
-        .route("/parse", post(parse::parse))
-        .route("/parse/upload", post(parse::upload))
-        .route("/startupz", get(probes::startupz))
-        .route("/livez", get(probes::livez))
-        .route("/readyz", get(probes::readyz))
-        .route("/metrics", get(probes::metrics))
-        .fallback(|| async { plain(StatusCode::NOT_FOUND, "Not Found") })
-        .method_not_allowed_fallback(|| async { plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed") })
+    let (router, document) = described().split_for_parts();
+    let app = App {
+        document: as_json(&document),
+        ..app
+    };
+    router
+        .fallback(async |uri: Uri| plain(&uri, StatusCode::NOT_FOUND, "Not Found"))
+        .method_not_allowed_fallback(async |uri: Uri| plain(&uri, StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
         .with_state(app)
         .layer(layers)
 }
 
-fn plain(status: StatusCode, detail: &str) -> Response {
-    (status, Json(json!({ "detail": detail }))).into_response()
+fn as_json(document: &utoipa::openapi::OpenApi) -> Bytes {
+    match document.to_json() {
+        Ok(text) => text.into(),
+        Err(error) => {
+            tracing::error!(%error, "the OpenAPI document cannot be written");
+            Bytes::new()
+        }
+    }
+}
+
+/// The routes, each with its description.
+fn described() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(parse::parse))
+        .routes(routes!(parse::upload))
+        .routes(routes!(info::root))
+        .routes(routes!(info::health))
+        .routes(routes!(info::device))
+        .routes(routes!(info::models_status))
+        .routes(routes!(probes::startupz))
+        .routes(routes!(probes::livez))
+        .routes(routes!(probes::readyz))
+        .routes(routes!(probes::metrics))
+        .routes(routes!(omnitool::parse))
+        .routes(routes!(omnitool::probe))
+        .routes(routes!(v2::server))
+        .routes(routes!(v2::live))
+        .routes(routes!(v2::ready))
+        .routes(routes!(v2::model))
+        .routes(routes!(v2::model_ready))
+        .routes(routes!(v2::infer))
+        .routes(routes!(docs::openapi_json))
+        .routes(routes!(docs::page))
+        .routes(routes!(docs::redoc))
+}
+
+/// The OpenAPI document, which `/openapi.json` answers.
+pub fn document() -> utoipa::openapi::OpenApi {
+    described().into_openapi()
+}
+
+/// An error in the form of the API that the path belongs to.
+fn plain(uri: &Uri, status: StatusCode, detail: &str) -> Response {
+    let path = uri.path();
+    let key = if path == "/v2" || path.starts_with("/v2/") {
+        "error"
+    } else {
+        "detail"
+    };
+    (status, Json(json!({ key: detail }))).into_response()
 }
 
 fn caught(_: Box<dyn Any + Send>) -> Response {
@@ -235,11 +276,13 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     let _entered = span.enter();
     let milliseconds = (watch.started.elapsed().as_secs_f64() * 1e4).round() / 10.0;
     let status = status.as_u16();
+    let steps = response.headers().get("server-timing");
+    let steps = steps.and_then(|value| value.to_str().ok()).unwrap_or_default();
     match error {
         Some(error @ ApiError::Internal(_)) => tracing::error!(status, milliseconds, %error, "answered"),
         Some(ApiError::Schema(errors)) => tracing::info!(status, milliseconds, ?errors, "answered"),
         Some(error) if watch.route.is_parse() => tracing::info!(status, milliseconds, %error, "answered"),
-        None if watch.route.is_parse() => tracing::info!(status, milliseconds, "answered"),
+        None if watch.route.is_parse() => tracing::info!(status, milliseconds, steps, "answered"),
         // Probes and scrapes come every few seconds.
         _ => tracing::debug!(status, milliseconds, "answered"),
     }

@@ -144,6 +144,7 @@ pub struct Service {
     pub engine: Engine,
     pub phase: PhaseSender,
     pub client: reqwest::Client,
+    pub router: axum::Router,
     pub ended: JoinHandle<Ended>,
 }
 
@@ -154,6 +155,8 @@ pub fn limits() -> RequestLimits {
         max_pixels: 250_000,
         queue: 8,
         timeout: Duration::from_secs(20),
+        body_timeout: Duration::from_secs(5),
+        device_timeout: Duration::from_mins(10),
     }
 }
 
@@ -176,25 +179,38 @@ pub async fn start_expecting(load: Load, limits: RequestLimits, expectation: Exp
     let engine = Engine::start(load, ParseOptions::default(), Arc::clone(&metrics)).unwrap();
     let (stop, phase) = phase();
     let settings = Settings {
-        profile: Profile::Balanced,
+        profile: Profile::Balanced.settings(),
         min_confidence: 0.05,
+        max_detections: 100,
     };
-    let app = App::new(engine.clone(), metrics, phase, settings, limits, "auto", expectation);
+    let app = App::new(
+        engine.clone(),
+        Arc::clone(&metrics),
+        phase,
+        settings,
+        limits,
+        "auto",
+        expectation,
+    );
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let times = Limits {
         header_timeout: Duration::from_millis(600),
+        write_timeout: Duration::from_millis(600),
         lame_duck: Duration::from_millis(400),
         drain: Duration::from_secs(10),
     };
     let to_serve = stop.clone();
-    let ended = tokio::spawn(async move { serve(listener, router(app), &to_serve, times).await });
+    let router = router(app);
+    let served = router.clone();
+    let ended = tokio::spawn(async move { serve(listener, served, &to_serve, times, &metrics).await });
     Service {
         url: format!("http://127.0.0.1:{port}"),
         port,
         engine,
         phase: stop,
         client: reqwest::Client::new(),
+        router,
         ended,
     }
 }
