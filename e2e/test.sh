@@ -27,6 +27,7 @@ need() {
 rm -f "$logs"/test-*.log
 need "the cluster's programs" "$hawkeye" tools
 need "images and the model bundle" "$hawkeye" images build
+need "a bundle with captions for tests" inference/export/captions-test.sh
 
 suite charts charts/test.sh
 suite python env PYTHONDONTWRITEBYTECODE=1 "$HAWKEYE_PYTHON" -m pytest -p no:cacheprovider inference/export

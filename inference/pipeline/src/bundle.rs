@@ -1,5 +1,9 @@
 //! The model bundle: a folder with `bundle.json` and the files that it lists by sha256.
 
+mod captioner;
+
+pub use captioner::{CaptionPrompts, CaptionerFiles, CaptionerSpec, Part, PromptTokens};
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
@@ -64,6 +68,8 @@ pub enum Role {
     OcrDetector,
     /// Reads a line of text.
     OcrRecognizer,
+    /// Describes icons.
+    Captioner,
 }
 
 impl fmt::Display for Role {
@@ -72,6 +78,7 @@ impl fmt::Display for Role {
             Self::Detector => "detector",
             Self::OcrDetector => "ocr-detector",
             Self::OcrRecognizer => "ocr-recognizer",
+            Self::Captioner => "captioner",
         })
     }
 }
@@ -104,6 +111,9 @@ pub enum RecognizerOutput {
 pub struct ModelFile {
     /// Number format.
     pub dtype: DType,
+    /// Captioner: which of its modules this is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
     /// Place below the bundle's folder.
     pub path: String,
     /// Lower-case hexadecimal sha256 of its bytes.
@@ -139,14 +149,14 @@ pub struct Model {
     pub role: Role,
     /// Its published name.
     pub name: String,
-    /// `yolo11m`, `db`, `ctc`.
+    /// `yolo11m`, `db`, `ctc`, `florence-2`.
     pub architecture: String,
     /// SPDX identifier.
     pub licence: String,
     /// Where it came from.
     #[serde(default)]
     pub source: ModelSource,
-    /// Detector: sides of the square that the screenshot is scaled into, in pixels.
+    /// Detector: sides of the square that the screenshot is scaled into; captioner: sides of a crop. In pixels.
     pub image_size: Option<u32>,
     /// Detector: both sides of the input are multiples of this.
     pub stride: Option<u32>,
@@ -164,7 +174,14 @@ pub struct Model {
     pub output: RecognizerOutput,
     /// Recogniser: one character a line in class order, without the blank (class 0).
     pub characters: Option<ExtraFile>,
-    /// One file per number format.
+    /// Captioner: its tokens, in the form of Hugging Face's `tokenizer.json`.
+    pub tokenizer: Option<ExtraFile>,
+    /// Captioner: sizes, rules and questions.
+    pub captioner: Option<CaptionerSpec>,
+    /// Captioner: what the exporter's own network said about drawn crops, and those crops, for tests.
+    #[serde(default)]
+    pub reference: Vec<ExtraFile>,
+    /// One file per number format; of a captioner, one per number format and part.
     pub files: Vec<ModelFile>,
 }
 
@@ -224,6 +241,14 @@ pub enum BundleError {
         expected: String,
         /// Of the bytes on disk.
         found: String,
+    },
+    /// Weights without meaning, where captions are meant to be read.
+    #[error(
+        "the bundle {bundle:?} is marked testOnly: some of its weights are random numbers; --allow-test-bundle loads it all the same"
+    )]
+    TestOnly {
+        /// Name of the bundle.
+        bundle: String,
     },
     /// No model for a role that is needed.
     #[error("the bundle {bundle:?} has no model for the role {role}")]
@@ -290,6 +315,12 @@ impl Bundle {
                 return Err(invalid(format!("{file:?} has no lower-case hexadecimal sha256")));
             }
         }
+        let mut captioners = bundle
+            .manifest
+            .models
+            .iter()
+            .filter(|model| model.role == Role::Captioner);
+        captioners.try_for_each(captioner::check).map_err(invalid)?;
         Ok(bundle)
     }
 
@@ -317,6 +348,19 @@ impl Bundle {
             bundle: self.manifest.name.clone(),
             role,
         })
+    }
+
+    /// Stops here for a bundle of random weights, unless those are `allowed`.
+    ///
+    /// # Errors
+    /// [`BundleError::TestOnly`].
+    pub fn refuse_test_weights(&self, allowed: bool) -> Result<(), BundleError> {
+        if self.manifest.test_only && !allowed {
+            return Err(BundleError::TestOnly {
+                bundle: self.manifest.name.clone(),
+            });
+        }
+        Ok(())
     }
 
     /// The bytes of a listed file, after their sha256 was found right. What is loaded is what was checked: the file is read once.
@@ -352,16 +396,12 @@ impl Bundle {
     /// Path and sha256 of every listed file.
     fn files(&self) -> impl Iterator<Item = (&str, &str)> {
         self.manifest.models.iter().flat_map(|model| {
+            let extra = model.characters.iter().chain(&model.tokenizer).chain(&model.reference);
             let models = model
                 .files
                 .iter()
                 .map(|file| (file.path.as_str(), file.sha256.as_str()));
-            models.chain(
-                model
-                    .characters
-                    .iter()
-                    .map(|file| (file.path.as_str(), file.sha256.as_str())),
-            )
+            models.chain(extra.map(|file| (file.path.as_str(), file.sha256.as_str())))
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Screen parsing without torch and HTTP: images, boxes, NMS, merge, overlay, profiles and the model traits.
 
 pub mod bundle;
+pub mod caption;
 pub mod decode;
 pub mod device;
 pub mod geometry;

@@ -85,9 +85,9 @@ pub trait TextReader {
     fn read(&mut self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<TextLine>, ModelError>;
 }
 
-/// Describes icons. No implementation ships yet: without one, icons keep `caption: null`.
+/// Describes icons. Without one, icons keep `caption: null`.
 pub trait Captioner {
-    /// One caption per crop, in order.
+    /// One caption per crop, in order. Crops are squares of [`crate::parser::CAPTION_CROP`] pixels.
     ///
     /// # Errors
     /// [`ModelError`] when the backend fails.

@@ -17,6 +17,7 @@ pub fn loader(
     let args = args.clone();
     move || {
         let bundle = Bundle::open(&args.bundle)?;
+        bundle.refuse_test_weights(args.allow_test_bundle)?;
         let choice = choose(args.device, &expectation, |choice| {
             Device::open(choice).map(|device| device.kind())
         })?;
@@ -58,7 +59,8 @@ fn describe(
         path: bundle.root().join(&model.path).display().to_string(),
         dtype: model.dtype,
     };
-    let (detectors, readers): (Vec<_>, Vec<_>) = loaded.models.iter().partition(|model| model.role == Role::Detector);
+    let first = |role| loaded.models.iter().find(|model| model.role == role).map(entry);
+    let is_reader = |model: &&LoadedModel| matches!(model.role, Role::OcrDetector | Role::OcrRecognizer);
     Ok(ModelInfo {
         device: loaded.device,
         device_name: loaded.device_name.clone(),
@@ -72,11 +74,8 @@ fn describe(
         mismatch,
         warm_up: Duration::ZERO,
         bundle: bundle.root().display().to_string(),
-        detector: detectors
-            .first()
-            .map(|model| entry(model))
-            .ok_or("no detector was loaded")?,
-        readers: readers.into_iter().map(entry).collect(),
-        captioner: None,
+        detector: first(Role::Detector).ok_or("no detector was loaded")?,
+        readers: loaded.models.iter().filter(is_reader).map(entry).collect(),
+        captioner: first(Role::Captioner),
     })
 }

@@ -57,6 +57,9 @@ pub struct ModelArgs {
     /// Folder of the model bundle (holds bundle.json)
     #[arg(long, env = "HAWKEYE_BUNDLE", value_name = "DIR", default_value = "/models")]
     pub bundle: PathBuf,
+    /// Load a bundle that is marked testOnly, whose captions are made by random weights and mean nothing
+    #[arg(long, env = "HAWKEYE_ALLOW_TEST_BUNDLE")]
+    pub allow_test_bundle: bool,
     /// auto (the first that is there of CUDA, MPS, CPU), cuda, mps or cpu. One that is named and missing is an error,
     /// never a silent CPU
     #[arg(long, env = "OMNIPARSER_DEVICE", default_value = "auto")]

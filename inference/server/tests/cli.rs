@@ -110,6 +110,42 @@ fn a_damaged_bundle_is_named() {
     );
 }
 
+#[test]
+fn a_bundle_of_random_weights_is_refused_unless_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let shot = png(&folder.path().join("shot.png"));
+    std::fs::write(
+        folder.path().join("bundle.json"),
+        r#"{"formatVersion":1,"name":"t","testOnly":true,"models":[]}"#,
+    )
+    .unwrap();
+    let bundle = folder.path().to_str().unwrap();
+    let parse = &["parse", &shot, "--device", "cpu", "--bundle", bundle][..];
+    let serve = &[
+        "serve",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--bundle",
+        bundle,
+    ][..];
+    for command in [parse, serve] {
+        let (code, message) = run(command);
+        assert_eq!(code, Some(1), "{message}");
+        assert!(
+            message.contains("testOnly") && message.contains("--allow-test-bundle"),
+            "{message}"
+        );
+        // The next thing to be missed is the detector.
+        let (code, message) = run(&[command, &["--allow-test-bundle"]].concat());
+        assert_eq!(code, Some(1), "{message}");
+        assert!(message.contains("no model for the role detector"), "{message}");
+    }
+}
+
 fn get(port: u16, path: &str) -> Option<String> {
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream

@@ -1,13 +1,15 @@
-//! Detector and text reader on libtorch: a model bundle → the models of a [`Parser`] on a device.
+//! Detector, text reader and captioner on libtorch: a model bundle → the models of a [`Parser`] on a device.
 //!
 //! Everything here belongs on the one thread that owns the device: loading warms the modules up, and libtorch keeps both
 //! warm-up and gradient mode per thread.
 
+mod captioner;
 mod detector;
 mod device;
 mod module;
 mod reader;
 
+pub use captioner::TorchCaptioner;
 pub use detector::TorchDetector;
 pub use device::{CudaFacts, Device, DeviceError, set_threads, threads};
 pub use reader::TorchReader;
@@ -15,8 +17,8 @@ pub use reader::TorchReader;
 use hawkeye_pipeline::{
     bundle::{Bundle, BundleError, DType, Role},
     device::{DeviceChoice, DeviceKind},
-    model::{Detector, ModelError, TextReader},
-    parser::Parser,
+    model::{CaptionPrompt, Captioner, Detector, ModelError, TextReader},
+    parser::{CAPTION_CROP, Parser},
 };
 use image::{Rgb, RgbImage};
 use module::LoadedModule;
@@ -28,7 +30,7 @@ pub struct LoadOptions {
     pub device: DeviceChoice,
     /// The number format wanted; a model without a file of it runs in `float32`.
     pub dtype: DType,
-    /// Most lines of text per call of the recogniser.
+    /// Most lines of text per call of the recogniser, and most crops per call of the captioner.
     pub batch_size: usize,
     /// Threads of libtorch on the CPU; `None` leaves `OMP_NUM_THREADS` and libtorch's own choice.
     pub threads: Option<usize>,
@@ -67,13 +69,15 @@ pub struct Loaded {
     pub detector: TorchDetector,
     /// Finds and reads text, if the bundle has the models for it.
     pub reader: Option<TorchReader>,
+    /// Describes icons, if the bundle has the model for it.
+    pub captioner: Option<TorchCaptioner>,
     /// Where they run.
     pub device: DeviceKind,
     /// `NVIDIA …`, `Apple Silicon (arm64)` or `CPU (x86_64)`.
     pub device_name: String,
     /// About the GPU, on CUDA.
     pub cuda: Option<CudaFacts>,
-    /// The detector, then the text detector and recogniser if the bundle has them.
+    /// The detector, then the text detector and recogniser, then the captioner, if the bundle has them.
     pub models: Vec<LoadedModel>,
 }
 
@@ -81,7 +85,10 @@ impl Loaded {
     /// The models, bound together.
     pub fn into_parser(self) -> Parser {
         let reader = self.reader.map(|reader| Box::new(reader) as Box<dyn TextReader + Send>);
-        Parser::new(Box::new(self.detector), reader, None)
+        let captioner = self
+            .captioner
+            .map(|captioner| Box::new(captioner) as Box<dyn Captioner + Send>);
+        Parser::new(Box::new(self.detector), reader, captioner)
     }
 }
 
@@ -113,6 +120,14 @@ pub enum LoadError {
         /// The missing field.
         what: &'static str,
     },
+    /// A tokenizer cannot be read.
+    #[error("the tokenizer {path} cannot be read: {message}")]
+    Tokenizer {
+        /// The file, below the bundle.
+        path: String,
+        /// What the library said.
+        message: String,
+    },
     /// A model does not run.
     #[error("the models were loaded but do not run: {0}")]
     WarmUp(#[from] ModelError),
@@ -120,7 +135,7 @@ pub enum LoadError {
 
 /// Loads a bundle's models, every file only after its sha256 was found right, and runs each once.
 ///
-/// A bundle without OCR models gives no reader.
+/// A bundle without OCR models gives no reader, one without a captioner no captioner.
 ///
 /// # Errors
 /// [`LoadError`].
@@ -144,10 +159,22 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
             "the bundle has no OCR models: no text will be found"
         );
     }
-    warm_up(&mut detector, reader.as_mut())?;
+    let mut captioner = None;
+    if let Some(model) = bundle.model(Role::Captioner) {
+        let loaded = TorchCaptioner::load(bundle, model, options.dtype, options.batch_size, &device)?;
+        models.push(loaded.describe());
+        captioner = Some(loaded);
+    } else {
+        tracing::info!(
+            bundle = bundle.manifest().name,
+            "the bundle has no captioner: icons without text get no caption"
+        );
+    }
+    warm_up(&mut detector, reader.as_mut(), captioner.as_mut())?;
     Ok(Loaded {
         detector,
         reader,
+        captioner,
         device: device.kind(),
         device_name: device.name().to_owned(),
         cuda: device.cuda().cloned(),
@@ -156,7 +183,11 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
 }
 
 /// Runs every model on a small input, so that the first request does not pay for kernels and memory.
-fn warm_up(detector: &mut TorchDetector, reader: Option<&mut TorchReader>) -> Result<(), ModelError> {
+fn warm_up(
+    detector: &mut TorchDetector,
+    reader: Option<&mut TorchReader>,
+    captioner: Option<&mut TorchCaptioner>,
+) -> Result<(), ModelError> {
     let page = |width, height| RgbImage::from_pixel(width, height, Rgb([255; 3]));
     // A strip, because the detector's input is always scaled to its full width.
     detector.detect(&page(1280, 32), 1.0)?;
@@ -164,6 +195,9 @@ fn warm_up(detector: &mut TorchDetector, reader: Option<&mut TorchReader>) -> Re
         // A square is the text detector's smallest input.
         reader.read(&page(64, 64), 1.0)?;
         reader.recognise(&[page(64, 48)])?;
+    }
+    if let Some(captioner) = captioner {
+        captioner.caption(&[page(CAPTION_CROP, CAPTION_CROP)], CaptionPrompt::Caption)?;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::{LoadError, LoadedModel, device::Device};
 use hawkeye_pipeline::{
-    bundle::{Bundle, ChannelOrder, DType, Model},
+    bundle::{Bundle, ChannelOrder, DType, Model, ModelFile},
     model::ModelError,
 };
 use image::RgbImage;
@@ -33,6 +33,16 @@ impl LoadedModule {
                 "the bundle has no file of the wanted number format"
             );
         }
+        Self::load_file(bundle, model, file, device)
+    }
+
+    /// Reads and checks one file of a model, and puts it on the device.
+    pub(crate) fn load_file(
+        bundle: &Bundle,
+        model: &Model,
+        file: &ModelFile,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
         let bytes = bundle.read(&file.path, &file.sha256)?;
         let torch_error = |source| LoadError::Torch {
             path: file.path.clone(),
@@ -92,6 +102,21 @@ impl LoadedModule {
         Ok(scaled)
     }
 
+    /// Where it is, and the number format of its weights.
+    pub(crate) const fn options(&self) -> (Kind, tch::Device) {
+        (self.kind, self.device)
+    }
+
+    /// One call with tensors as the module takes them, and back as it gives them: nothing is converted.
+    pub(crate) fn call(&self, inputs: &[&Tensor]) -> Result<Tensor, TchError> {
+        self.module.forward_ts(inputs)
+    }
+
+    /// One call of a method other than `forward`.
+    pub(crate) fn method(&self, name: &str, inputs: &[&Tensor]) -> Result<Tensor, TchError> {
+        self.module.method_ts(name, inputs)
+    }
+
     /// One call; (B, …) in, whatever the module gives, as `float32` on the device, out.
     pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
         self.module
@@ -103,6 +128,25 @@ impl LoadedModule {
         Tensor::f_from_slice(&values)?
             .f_reshape([1, 3, 1, 1])?
             .f_to_device(self.device)
+    }
+}
+
+/// While it lives, modules run on this thread as they are written. Otherwise libtorch specialises a module for the first shapes
+/// that it meets, and a captioner's batch shrinks with every caption that ends.
+#[derive(Debug)]
+pub(crate) struct AsWritten(());
+
+impl AsWritten {
+    pub(crate) fn begin() -> Result<Self, TchError> {
+        tch::jit::f_set_graph_executor_optimize(false)?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for AsWritten {
+    fn drop(&mut self) {
+        // It sets a variable of the thread, which cannot fail.
+        let _ = tch::jit::f_set_graph_executor_optimize(true);
     }
 }
 

@@ -1,4 +1,4 @@
-"""Writes, reads and checks a bundle folder: TorchScript files, `bundle.json`, `characters.txt`, `LICENSES.md`."""
+"""Writes, reads and checks a bundle folder: TorchScript files, `bundle.json`, `characters.txt`, `tokenizer.json`, `LICENSES.md`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import platform
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hawkeye_export import __version__
 from hawkeye_export.errors import ExportError
@@ -24,6 +24,9 @@ from hawkeye_export.sources import (
     sha256_of_file,
     verified_bytes,
 )
+
+if TYPE_CHECKING:
+    from hawkeye_export.captioner import Request
 
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
@@ -59,7 +62,14 @@ def exporter_digest() -> str:
 def versions() -> dict[str, str]:
     """Exact versions of everything that shapes a bundle or a reference."""
     names = ("torch", "torchvision", "ultralytics", "rapidocr", "onnx", "onnxruntime", "opencv-python-headless", "numpy")
+    names += ("tokenizers", "safetensors")
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
+
+
+def _listed_files(model: dict[str, Any]) -> list[dict[str, str]]:
+    """Every file of a model with its sha256."""
+    single = [model[key] for key in ("characters", "tokenizer") if key in model]
+    return [*model["files"], *single, *model.get("reference", [])]
 
 
 def check_bundle(folder: Path) -> dict[str, Any]:
@@ -68,8 +78,7 @@ def check_bundle(folder: Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["formatVersion"] != FORMAT_VERSION:
             raise ExportError(f"{folder}: format version {manifest['formatVersion']}, not {FORMAT_VERSION}")
-        entries = [entry for model in manifest["models"] for entry in model["files"]]
-        entries += [model["characters"] for model in manifest["models"] if "characters" in model]
+        entries = [entry for model in manifest["models"] for entry in _listed_files(model)]
         wanted = [(str(entry["path"]), str(entry["sha256"])) for entry in entries]
     except OSError as error:
         raise ExportError(f"{folder} holds no readable {MANIFEST}: {error.strerror}") from error
@@ -84,7 +93,17 @@ def check_bundle(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _is_current(folder: Path, name: str) -> bool:
+def _is_of_this_exporter(manifest: dict[str, Any]) -> bool:
+    made = tuple(manifest.get(key) for key in ("createdBy", "exporter", "versions"))
+    hashes = [model.get("source", {}).get("sha256") for model in manifest["models"] if model.get("role") != "captioner"]
+    return made == (CREATED_BY, exporter_digest(), versions()) and hashes == [
+        DETECTOR.sha256,
+        OCR_DETECTOR.sha256,
+        OCR_RECOGNIZER.sha256,
+    ]
+
+
+def _is_current(folder: Path, name: str, caption: Request | None) -> bool:
     """Whether the folder already holds what this call would write."""
     if not (folder / MANIFEST).exists():
         return False
@@ -93,18 +112,28 @@ def _is_current(folder: Path, name: str) -> bool:
     except ExportError as error:
         say(f"the bundle that is there is not valid and will be written anew: {error}")
         return False
-    hashes = [model.get("source", {}).get("sha256") for model in manifest["models"]]
-    made = tuple(manifest.get(key) for key in ("createdBy", "exporter", "name", "versions"))
-    same = made == (CREATED_BY, exporter_digest(), name, versions())
-    return same and hashes == [DETECTOR.sha256, OCR_DETECTOR.sha256, OCR_RECOGNIZER.sha256]
+    captioners = [model for model in manifest["models"] if model.get("role") == "captioner"]
+    if not captioners or caption is None:
+        same = not captioners and caption is None
+    else:
+        from hawkeye_export.captioner import identity_of
+
+        same = identity_of(captioners[0]) == caption.identity()
+    return same and manifest.get("name") == name and _is_of_this_exporter(manifest)
 
 
-def _licences_markdown() -> str:
-    rows = [("Icon detector", DETECTOR), ("Text detector", OCR_DETECTOR), ("Text recogniser", OCR_RECOGNIZER)]
-    lines = ["# Licences of the models in this bundle", "", "| model | source | sha256 of the source | licence |", "|---|---|---|---|"]
-    lines += [f"| {title} | `{s.path}` of {s.requirement} | `{s.sha256}` | {s.licence} |" for title, s in rows]
-    lines += ["", *(f"- {title}: {source.licence_note}" for title, source in rows), ""]
-    return "\n".join(lines)
+def _write_licences(folder: Path, caption: Request | None) -> None:
+    named = [("Icon detector", DETECTOR), ("Text detector", OCR_DETECTOR), ("Text recogniser", OCR_RECOGNIZER)]
+    rows = [f"| {title} | `{s.path}` of {s.requirement} | `{s.sha256}` | {s.licence} |" for title, s in named]
+    notes = [f"- {title}: {source.licence_note}" for title, source in named]
+    if caption is not None:
+        from hawkeye_export.captioner import licence_note, licence_row
+
+        title, sha256, licence = licence_row(caption.origin)
+        rows.append(f"| Captioner | {title} | `{sha256}` | {licence} |")
+        notes.append(f"- Captioner: {licence_note(caption.origin)}")
+    head = ["# Licences of the models in this bundle", "", "| model | source | sha256 of the source | licence |", "|---|---|---|---|"]
+    (folder / "LICENSES.md").write_text("\n".join([*head, *rows, "", *notes, ""]), encoding="utf-8")
 
 
 def print_licences() -> None:
@@ -181,21 +210,51 @@ def _build(folder: Path, name: str, detector: str) -> None:
 
     manifest = {"formatVersion": FORMAT_VERSION, "name": name, "createdBy": CREATED_BY, "testOnly": False}
     manifest |= {"exporter": exporter_digest(), "versions": versions(), "models": models}
-    (folder / "LICENSES.md").write_text(_licences_markdown(), encoding="utf-8")
+    _write_licences(folder, None)
+    _write_manifest(folder, manifest)
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_bundle(out: Path, detector: str, name: str | None = None) -> bool:
-    """Makes `out` a valid bundle. Returns False when it already was one.
+def _take_over(folder: Path, reuse: Path, name: str) -> None:
+    """Copies detector and OCR from a valid bundle of this very exporter."""
+    manifest = check_bundle(reuse)
+    if not _is_of_this_exporter(manifest):
+        raise ExportError(f"{reuse} was made by another exporter or of other sources: leave --reuse out, or make it anew first")
+    manifest["models"] = [model for model in manifest["models"] if model["role"] != "captioner"]
+    for model in manifest["models"]:
+        for entry in _listed_files(model):
+            shutil.copyfile(reuse / entry["path"], folder / entry["path"])
+    _write_licences(folder, None)
+    _write_manifest(folder, manifest | {"name": name, "testOnly": False})
 
-    The folder appears whole or not at all: it is built beside `out` and renamed.
+
+def _add_captioner(folder: Path, caption: Request) -> None:
+    from hawkeye_export.captioner import export
+
+    model = export(folder, caption)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["models"].append(model)
+    _write_licences(folder, caption)
+    _write_manifest(folder, manifest | {"testOnly": caption.origin.test_only})
+
+
+def write_bundle(
+    out: Path, detector: str, name: str | None = None, *, caption: Request | None = None, reuse: Path | None = None
+) -> bool:
+    """Makes `out` a valid bundle, with a captioner if one is asked for. Returns False when it already was one.
+
+    The folder appears whole or not at all: it is built beside `out` and renamed. `reuse` is a bundle whose detector and OCR are
+    taken over instead of being exported again.
     """
     out = out.absolute()
     name = name or out.name
     if detector != OMNIPARSER_V2:
         # A wrong file is refused even where there is nothing left to do with it.
         verified_bytes(Path(detector), DETECTOR)
-    if _is_current(out, name):
+    if _is_current(out, name, caption):
         say(f"{out} is up to date: every sha256 matches")
         return False
     if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
@@ -205,7 +264,12 @@ def write_bundle(out: Path, detector: str, name: str | None = None) -> bool:
     try:
         built = scratch / "bundle"
         built.mkdir()
-        _build(built, name, detector)
+        if reuse is None:
+            _build(built, name, detector)
+        else:
+            _take_over(built, reuse, name)
+        if caption is not None:
+            _add_captioner(built, caption)
         check_bundle(built)
         for path in built.iterdir():
             path.chmod(0o644)

@@ -6,10 +6,14 @@ import argparse
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hawkeye_export import __version__
 from hawkeye_export.errors import ExportError
 from hawkeye_export.sources import OMNIPARSER_V2
+
+if TYPE_CHECKING:
+    from hawkeye_export.captioner import Request
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -28,6 +32,22 @@ def _parser() -> argparse.ArgumentParser:
     bundle.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; replaced as a whole")
     bundle.add_argument("--name", help="name in bundle.json (default: the folder's name)")
 
+    bundle.add_argument("--reuse", type=Path, metavar="DIR", help="take detector and OCR from this bundle instead of exporting them again")
+    captions = bundle.add_argument_group("captioner", "without --caption the bundle has none, and icons without text get no caption")
+    captions.add_argument(
+        "--caption",
+        metavar=f"{OMNIPARSER_V2}|DIR|HUB_ID|random|random-base",
+        help="weights (model.safetensors, config.json): the published OmniParser v2 captioner, a folder, a Hugging Face repository; "
+        "or, for tests, random ones: narrow, or of the published size",
+    )
+    captions.add_argument(
+        "--caption-tokenizer", metavar="FILE|HUB_ID", help="tokenizer.json (default: beside the weights, else microsoft/Florence-2-base's)"
+    )
+    captions.add_argument(
+        "--caption-dtypes", default="float32", metavar="LIST", help="number formats, of float32, float16, bfloat16 (default: float32)"
+    )
+    captions.add_argument("--caption-seed", type=int, default=0, metavar="N", help="seed of random weights (default: 0)")
+
     reference = commands.add_parser("reference", parents=[detector], help="write what the Python stack finds on screenshots")
     reference.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     reference.add_argument("--out", type=Path, metavar="DIR", help="folder for the JSON files (default: beside each image)")
@@ -35,6 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check every sha256 of a bundle")
     check.add_argument("bundle", type=Path, metavar="DIR")
     return parser
+
+
+def _caption(arguments: argparse.Namespace) -> Request | None:
+    if arguments.caption is None:
+        return None
+    from hawkeye_export.caption_weights import locate
+    from hawkeye_export.captioner import Request, parse_dtypes
+
+    dtypes = parse_dtypes(arguments.caption_dtypes)
+    return Request(locate(arguments.caption, arguments.caption_tokenizer, arguments.caption_seed), dtypes)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "bundle":
             from hawkeye_export.bundle import write_bundle
 
-            write_bundle(arguments.out, arguments.detector, arguments.name)
+            caption = _caption(arguments)
+            write_bundle(arguments.out, arguments.detector, arguments.name, caption=caption, reuse=arguments.reuse)
             print(arguments.out)
         elif arguments.command == "reference":
             from hawkeye_export.reference import write_references

@@ -1,0 +1,227 @@
+//! The captioner against what its exporter's plain network said about the crops that lie in the bundle.
+//!
+//! Needs a bundle with a captioner, by default the one with seeded random weights that `inference/export/captions-test.sh`
+//! makes; `HAWKEYE_TEST_CAPTION_BUNDLE` names another one, real weights for example. `HAWKEYE_TEST_DEVICE=cuda` runs it on a GPU.
+
+// The lints' exemption for tests does not reach helpers of an integration test.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+use hawkeye_pipeline::{
+    bundle::{Bundle, DType, Role},
+    decode::{DecodeLimits, decode},
+    device::{DeviceChoice, DeviceKind},
+    model::{CaptionPrompt, Captioner, ModelError},
+    parser::{CAPTION_CROP, ElementKind, ParseOptions, Source},
+    profile::Profile,
+};
+use hawkeye_torch::{Device, LoadOptions, TorchCaptioner, load};
+use image::RgbImage;
+use serde::Deserialize;
+use std::{env, fs, path::PathBuf, time::Instant};
+
+/// No divisor of the number of crops, so that the last batch is a smaller one.
+const BATCH: usize = 7;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Reference {
+    caption: Vec<Answer>,
+    detailed_caption: Vec<Answer>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Answer {
+    tokens: Vec<usize>,
+    /// Steps whose two best logits were so close that rounding may choose.
+    doubtful: Vec<usize>,
+}
+
+fn bundle() -> Bundle {
+    let cache = || {
+        let home = || PathBuf::from(env::var_os("HOME").expect("HOME is set")).join(".cache/hawkeye");
+        env::var_os("HAWKEYE_CACHE").map_or_else(home, PathBuf::from)
+    };
+    let path =
+        env::var_os("HAWKEYE_TEST_CAPTION_BUNDLE").map_or_else(|| cache().join("bundles/captions-test"), PathBuf::from);
+    Bundle::open(&path).unwrap_or_else(|error| {
+        panic!("{error}\nThis test needs a bundle with a captioner: run `make bundle`, then inference/export/captions-test.sh.")
+    })
+}
+
+fn device() -> Device {
+    let name = env::var("HAWKEYE_TEST_DEVICE").unwrap_or_else(|_| DeviceKind::Cpu.to_string());
+    Device::open(name.parse().unwrap()).unwrap()
+}
+
+fn captioner(bundle: &Bundle, dtype: DType, batch_size: usize) -> TorchCaptioner {
+    let model = bundle.require(Role::Captioner).unwrap();
+    TorchCaptioner::load(bundle, model, dtype, batch_size, &device()).unwrap()
+}
+
+/// The crops of the reference and its answers.
+fn reference(bundle: &Bundle) -> (Vec<RgbImage>, Reference) {
+    let files = &bundle.require(Role::Captioner).unwrap().reference;
+    let bytes = |ending: &str| {
+        let file = files.iter().find(|file| file.path.ends_with(ending)).unwrap();
+        bundle.read(&file.path, &file.sha256).unwrap()
+    };
+    let column = decode(&bytes(".png"), &DecodeLimits::default()).unwrap();
+    let crops = (0..column.height() / CAPTION_CROP)
+        .map(|at| image::imageops::crop_imm(&column, 0, at * CAPTION_CROP, CAPTION_CROP, CAPTION_CROP).to_image())
+        .collect();
+    (crops, serde_json::from_slice(&bytes(".json")).unwrap())
+}
+
+/// The first place where the tokens differ, unless a doubtful step may be the cause.
+fn difference(found: &[i64], expected: &Answer) -> Option<usize> {
+    let expected_tokens: Vec<i64> = expected.tokens.iter().map(|&token| token as i64).collect();
+    if found == expected_tokens {
+        return None;
+    }
+    let place = (0..found.len().max(expected_tokens.len())).find(|&at| found.get(at) != expected_tokens.get(at))?;
+    expected.doubtful.iter().all(|&doubt| doubt > place).then_some(place)
+}
+
+#[test]
+fn tokens_equal_the_exporters() {
+    let bundle = bundle();
+    let (crops, reference) = reference(&bundle);
+    assert!(crops.len() >= 20 && crops.len() % BATCH != 0, "{} crops", crops.len());
+    let mut captioner = captioner(&bundle, DType::Float32, BATCH);
+    let mut lengths = Vec::new();
+    for (prompt, answers) in [
+        (CaptionPrompt::Caption, &reference.caption),
+        (CaptionPrompt::DetailedCaption, &reference.detailed_caption),
+    ] {
+        let started = Instant::now();
+        let found = captioner.tokens(&crops, prompt).unwrap();
+        println!("{prompt:?}: {} crops in {:?}", crops.len(), started.elapsed());
+        assert_eq!((found.len(), answers.len()), (crops.len(), crops.len()));
+        for (crop, (tokens, answer)) in found.iter().zip(answers).enumerate() {
+            assert_eq!(
+                difference(tokens, answer),
+                None,
+                "{prompt:?}, crop {crop}: {tokens:?} is not {answer:?}"
+            );
+            lengths.push(tokens.len());
+        }
+    }
+    let (shortest, longest) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
+    assert!(
+        shortest < longest,
+        "rows of a batch must end at different steps: all have {longest}"
+    );
+}
+
+#[test]
+fn a_difference_is_noticed_unless_it_is_in_doubt() {
+    let answer = |doubtful: &[usize]| Answer {
+        tokens: vec![0, 5, 2],
+        doubtful: doubtful.to_vec(),
+    };
+    assert_eq!(difference(&[0, 5, 2], &answer(&[])), None);
+    assert_eq!(difference(&[0, 6, 2], &answer(&[])), Some(1));
+    assert_eq!(difference(&[0, 5], &answer(&[])), Some(2));
+    assert_eq!(difference(&[0, 6, 2], &answer(&[2])), Some(1));
+    assert_eq!(difference(&[0, 6, 2], &answer(&[1])), None);
+}
+
+#[test]
+fn captions_are_words_in_the_crops_order_whatever_the_batch() {
+    let bundle = bundle();
+    let (crops, _) = reference(&bundle);
+    let captions = captioner(&bundle, DType::Float32, 64)
+        .caption(&crops, CaptionPrompt::Caption)
+        .unwrap();
+    assert_eq!(captions.len(), crops.len());
+    let mut one_by_one = captioner(&bundle, DType::Float32, 1);
+    let backwards: Vec<RgbImage> = crops.iter().rev().cloned().collect();
+    let mut again = one_by_one.caption(&backwards, CaptionPrompt::Caption).unwrap();
+    again.reverse();
+    assert_eq!(captions, again);
+    for caption in &captions {
+        assert_eq!(caption.trim(), caption);
+        // Neither special tokens nor the letter that stands for a space.
+        assert!(
+            !caption.contains("<loc_") && !caption.contains("</s>") && !caption.contains('Ġ'),
+            "{caption}"
+        );
+    }
+    assert!(captions.iter().any(|caption| caption.contains(' ')), "{captions:?}");
+    assert_eq!(one_by_one.caption(&[], CaptionPrompt::Caption).unwrap(), [""; 0]);
+}
+
+#[test]
+fn other_number_formats_run() {
+    let bundle = bundle();
+    let (crops, reference) = reference(&bundle);
+    for dtype in [DType::BFloat16, DType::Float16] {
+        let found = captioner(&bundle, dtype, 64)
+            .tokens(&crops, CaptionPrompt::Caption)
+            .unwrap();
+        let equal = found
+            .iter()
+            .zip(&reference.caption)
+            .filter(|(tokens, answer)| difference(tokens, answer).is_none())
+            .count();
+        println!("{dtype}: {equal} of {} captions are those of float32", crops.len());
+        assert!(
+            found
+                .iter()
+                .all(|tokens| tokens.first() == Some(&0) && tokens.last() == Some(&2))
+        );
+        if dtype == DType::Float16 && device().kind() == DeviceKind::Cpu {
+            assert_eq!(equal, crops.len(), "on a processor float16 runs as float32");
+        }
+    }
+}
+
+#[test]
+fn a_crop_of_another_size_is_an_error() {
+    let bundle = bundle();
+    let error = captioner(&bundle, DType::Float32, 4)
+        .tokens(&[RgbImage::new(64, 63)], CaptionPrompt::Caption)
+        .unwrap_err();
+    let ModelError::Backend { message, .. } = error;
+    assert_eq!(message, "a crop has 64×63 pixels, not 64×64");
+}
+
+#[test]
+fn icons_of_a_screen_get_captions_and_text_keeps_its_own() {
+    let screens = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../export/testdata/screens");
+    let screens = env::var_os("HAWKEYE_TEST_SCREENS").map_or(screens, PathBuf::from);
+    let screenshot = decode(&fs::read(screens.join("demo.png")).unwrap(), &DecodeLimits::default()).unwrap();
+    let options = LoadOptions {
+        device: DeviceChoice::Only(device().kind()),
+        ..LoadOptions::default()
+    };
+    let loaded = load(&bundle(), &options).unwrap();
+    let entry = loaded.models.last().unwrap();
+    assert_eq!(
+        (entry.role, entry.architecture.as_str()),
+        (Role::Captioner, "florence-2")
+    );
+    let mut parser = loaded.into_parser();
+    assert!(parser.has_captioner());
+    let options = ParseOptions {
+        profile: Profile::Quality.settings(),
+        ..ParseOptions::default()
+    };
+    let parsed = parser.parse(&screenshot, &options).unwrap();
+    let icons = parsed.elements.iter().filter(|element| element.source == Source::Icon);
+    assert!(icons.count() >= 3, "{:?}", parsed.elements);
+    assert!(parsed.elements.iter().any(|element| element.kind == ElementKind::Text));
+    for element in &parsed.elements {
+        assert!(
+            element.caption.is_some() && element.caption == element.content,
+            "{element:?}"
+        );
+    }
+    assert!(!parsed.times.caption.is_zero());
+    let silent = ParseOptions {
+        include_captions: false,
+        ..options
+    };
+    let parsed = parser.parse(&screenshot, &silent).unwrap();
+    assert!(parsed.elements.iter().all(|element| element.caption.is_none()));
+}
