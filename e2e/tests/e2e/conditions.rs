@@ -63,14 +63,9 @@ pub async fn what_the_spec_cannot_show_is_said_within_30_seconds(suite: &Suite) 
     )
     .await?;
     let memory = json!({"overrides": {REAL_CLASS: {"memory": "15Ti"}}});
-    says(
-        &scope,
-        "memory",
-        on_real(memory),
-        "Unschedulable",
-        &["Insufficient memory"],
-    )
-    .await?;
+    says(&scope, "memory", on_real(memory), "MemoryDoesNotFit", &["15Ti"]).await?;
+    let cpu = json!({"overrides": {REAL_CLASS: {"cpu": "1000"}}});
+    says(&scope, "cpu", on_real(cpu), "Unschedulable", &["Insufficient cpu"]).await?;
     let priority = json!({"priorityClassName": "nowhere"});
     says(
         &scope,

@@ -9,7 +9,7 @@ use kube::api::PostParams;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{REAL_CLASS, Suite, expect};
+use crate::support::{REAL_CLASS, Suite, expect, within};
 
 pub async fn a_bundle_from_a_web_server_is_served(suite: &Suite) -> Result<()> {
     let scope = suite.namespace("downloads").await?;
@@ -93,9 +93,12 @@ pub async fn a_bundle_from_a_web_server_is_served(suite: &Suite) -> Result<()> {
     let mut revised = spec(&sha256);
     revised["model"]["revision"] = json!("2");
     scope.apply("parser", revised).await?;
-    scope.until_ready("parser", 1, 300).await?;
-    let pod = scope.pods("parser").await?.pop().context("no pod")?;
-    ensure!(pod.metadata.uid != before, "the pods were not replaced");
+    let replaced = within(300, async || {
+        let mut pods = scope.pods("parser").await?;
+        let pod = pods.pop().filter(|pod| pods.is_empty() && pod.metadata.uid != before);
+        Ok(pod)
+    });
+    let pod = replaced.await?.context("the pods were not replaced")?;
     let revision = pod
         .metadata
         .annotations
