@@ -103,6 +103,7 @@ refuses "values: an image with a space" "images/cpu" template --set "images.cpu=
 refuses "values: two default models" "defaultModel" template \
     --set defaultModel.image.reference=a/b:c --set defaultModel.persistentVolumeClaim.claimName=d
 refuses "values: a registry with a scheme" "registries" template --set 'imageVerification.registries={https://ghcr.io}'
+refuses "values: a registry of images with a scheme" "images/registry" template --set images.registry=https://ghcr.io/team
 refuses "values: a pull secret without a namespace" "namespace" template --set 'imageVerification.pullSecrets[0].name=x'
 refuses "values: a certificate that is none" "caCertificates" template --set imageVerification.caCertificates=x
 refuses "values: a default model without its reference" "reference" template --set defaultModel.image.pullPolicy=Never

@@ -198,6 +198,18 @@ fn pins_are_within_the_total_and_trimmed_in_class_order() {
         &index,
     );
     assert_eq!(shares(&trimmed), [("graviton", 2), ("cpu-amd64", 1)]);
+    let told = |plan: &Plan, class: &str| {
+        let pool = plan.pools.iter().find(|pool| pool.class == class).unwrap();
+        pool.message.clone()
+    };
+    let text = told(&trimmed, "cpu-amd64");
+    assert!(text.starts_with("5 pinned by overrides, 1 of them are left:"), "{text}");
+    let gone = plan(
+        "{replicas: 2, overrides: {graviton: {replicas: 2}, cpu-amd64: {replicas: 5}}}",
+        &index,
+    );
+    let text = told(&gone, "cpu-amd64");
+    assert!(text.starts_with("5 pinned by overrides, 0 of them are left:"), "{text}");
     let left_out = plan("{replicas: 1, overrides: {dgx-spark: {replicas: 0}}}", &index);
     assert_eq!(shares(&left_out), [("cuda-arm64", 1)]);
 }

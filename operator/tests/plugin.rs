@@ -238,6 +238,10 @@ fn several_are_served_in_the_order_of_the_files() {
     let twice = folder.run(&["plan", "-f", "two.yaml", "-f", "parser.yaml", "--nodes", "nodes.json"]);
     assert_eq!(twice.code, 1);
     assert!(twice.err.contains("default/parser is given twice"), "{}", twice.err);
+    fs::write(folder.path("empty.yaml"), "").unwrap();
+    let empty = folder.run(&["plan", "-f", "empty.yaml", "--nodes", "nodes.json"]);
+    assert_eq!(empty.code, 1);
+    assert!(empty.err.contains("no HawkeyeDeployment in"), "{}", empty.err);
 }
 
 #[test]

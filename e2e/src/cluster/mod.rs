@@ -245,11 +245,19 @@ impl Cluster {
     /// # Errors
     /// When the cluster does not run or its kubeconfig cannot be used.
     pub async fn client(&self) -> Result<kube::Client> {
+        let config = self.config().await?;
+        kube::Client::try_from(config).map_err(|error| Error::Kube(Box::new(error)))
+    }
+
+    /// What a client with an administrator's rights needs.
+    ///
+    /// # Errors
+    /// As [`Cluster::client`].
+    pub async fn config(&self) -> Result<kube::Config> {
         self.require()?;
         let kubeconfig = kube::config::Kubeconfig::read_from(self.kubeconfig_path())?;
-        let config =
-            kube::Config::from_custom_kubeconfig(kubeconfig, &kube::config::KubeConfigOptions::default()).await?;
-        kube::Client::try_from(config).map_err(|error| Error::Kube(Box::new(error)))
+        let options = kube::config::KubeConfigOptions::default();
+        Ok(kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?)
     }
 
     /// Whether the API server answers and says that it is ready.

@@ -17,7 +17,7 @@ use k8s_openapi::api::{
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    ResourceExt,
+    Api, Client, ResourceExt,
     api::{DeleteParams, EvictParams, PostParams},
 };
 use serde_json::json;
@@ -161,8 +161,11 @@ pub async fn a_drain_takes_one_pod_at_a_time(suite: &Suite) -> Result<()> {
         serde_json::from_value(json!({"metadata": {"name": "two"}, "spec": {"hard": {"pods": "2"}}}))?;
     let quotas = scope.api::<ResourceQuota>();
     quotas.create(&PostParams::default(), &quota).await?;
-    let pods = scope.api::<Pod>();
-    let evict = async |pods: &kube::Api<Pod>, name: String| pods.evict(&name, &EvictParams::default()).await;
+    // An eviction that is refused would be tried again until it is not.
+    let mut config = suite.cluster.config().await?;
+    config.default_retry = false;
+    let pods = Api::namespaced(Client::try_from(config)?, &scope.name);
+    let evict = async |pods: &Api<Pod>, name: String| pods.evict(&name, &EvictParams::default()).await;
     let names = scope
         .pods("kept")
         .await?

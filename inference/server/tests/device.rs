@@ -6,7 +6,7 @@ mod common;
 
 use common::{Gate, Service, WARM_UP_TIME, body, expectation, limits, model_info, parser, png, start_expecting};
 use hawkeye_inference::device::{Denied, Expectation, OnMismatch, choose};
-use hawkeye_inference::engine::ModelState;
+use hawkeye_inference::engine::{ModelEntry, ModelInfo, ModelState};
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
 use reqwest::StatusCode;
@@ -152,7 +152,14 @@ async fn another_number_format_than_asked_for_is_told() {
         dtype: DType::BFloat16,
         ..expectation()
     };
-    let load = || Ok((parser(&Gate::new(true)), model_info()));
+    let with_captioner = |info: ModelInfo| ModelInfo {
+        captioner: Some(ModelEntry {
+            name: "florence".to_owned(),
+            ..info.detector.clone()
+        }),
+        ..info
+    };
+    let load = move || Ok((parser(&Gate::new(true)), with_captioner(model_info())));
     let service = start_expecting(Box::new(load), limits(), expected).await;
     common::eventually("the models are loaded", || {
         matches!(service.engine.state(), ModelState::Ready(_))
@@ -165,10 +172,27 @@ async fn another_number_format_than_asked_for_is_told() {
     );
     assert_eq!(
         report["cause"],
-        "the bundle has no bfloat16 file of icons, so float32 runs"
+        "the bundle has no bfloat16 file of florence, so float32 runs"
     );
     // The device is the right one.
     assert!(json_of(&service, "/health").await["device_mismatch"].is_null());
+}
+
+/// Detector and text models exist in one format only, so there is nothing that could differ.
+#[tokio::test]
+async fn without_a_captioner_no_number_format_is_missed() {
+    let expected = Expectation {
+        dtype: DType::BFloat16,
+        ..expectation()
+    };
+    let load = || Ok((parser(&Gate::new(true)), model_info()));
+    let service = start_expecting(Box::new(load), limits(), expected).await;
+    common::eventually("the models are loaded", || {
+        matches!(service.engine.state(), ModelState::Ready(_))
+    })
+    .await;
+    let report = json_of(&service, "/device").await;
+    assert_eq!((&report["dtype"], &report["matches"]), (&json!(null), &json!(true)));
 }
 
 #[tokio::test]
@@ -315,7 +339,8 @@ mod program {
         let mut program = serve(&bundle, "degrade");
         let report = program.report("ready").await;
         assert_eq!(report["device"], "cpu", "{report}");
-        assert_eq!(report["dtype"], "float32", "{report}");
+        // The demo's bundle has no captioner.
+        assert!(report["dtype"].is_null(), "{report}");
         assert_eq!(report["batch_size"], 16, "{report}");
         assert_eq!(report["matches"], false, "{report}");
         assert!(report["threads"].as_u64().unwrap() >= 1, "{report}");

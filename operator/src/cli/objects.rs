@@ -134,7 +134,12 @@ pub fn pods(files: &[std::path::PathBuf]) -> Result<Vec<Arc<Pod>>, Error> {
 /// # Errors
 /// When a file cannot be read or the API server would refuse what it holds.
 pub fn deployments(files: &[std::path::PathBuf]) -> Result<Vec<HawkeyeDeployment>, Error> {
-    admitted::<_, false>(files)
+    let found: Vec<HawkeyeDeployment> = admitted::<_, false>(files)?;
+    if found.is_empty() && !files.is_empty() {
+        let names: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+        return Err(Error::Usage(format!("no HawkeyeDeployment in {}", names.join(", "))));
+    }
+    Ok(found)
 }
 
 /// The HardwareClasses of files, as the API server would store them.

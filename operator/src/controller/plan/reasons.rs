@@ -83,6 +83,7 @@ fn share(candidate: &Candidate<'_>) -> (Reason, String) {
     };
     if replicas > 0 {
         let why = match pin {
+            Some(pin) if replicas < pin && replicas < room => trimmed(pin, replicas),
             Some(pin) if replicas < pin => format!("{pin} pinned by overrides, {replicas} of them have room here."),
             Some(_) => "As pinned by overrides.".to_owned(),
             None if class.schedulable == 0 && !class.spec.autoscaled => {
@@ -126,10 +127,18 @@ fn share(candidate: &Candidate<'_>) -> (Reason, String) {
             format!("No {resource} is free on its ready, schedulable nodes{held}."),
         );
     }
+    if let Some(pin) = pin {
+        return (Reason::Placed, trimmed(pin, 0));
+    }
     (
         Reason::Placed,
         "Not needed: classes before it take every replica.".to_owned(),
     )
+}
+
+/// Of pins that add up to more than there are replicas.
+fn trimmed(pin: u32, replicas: u32) -> String {
+    format!("{pin} pinned by overrides, {replicas} of them are left: the pins add up to more than spec.replicas.")
 }
 
 /// Condition Placed: its reason and its sentence.
@@ -400,7 +409,10 @@ pub(super) fn degradation(spec: &HawkeyeDeploymentSpec, target: Option<Device>, 
         })
         .collect();
     let why = if why.is_empty() {
-        "the cluster has no node with that device".to_owned()
+        match spec.classes {
+            None => "the cluster has no node with that device".to_owned(),
+            Some(_) => "no class that spec.classes names has a node with that device".to_owned(),
+        }
     } else {
         why.join("; ")
     };
