@@ -120,6 +120,16 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "match",
     ),
     (
+        "{podMetadata: {labels: {'a b': c}}}",
+        "spec.podMetadata.labels",
+        "must have keys as Kubernetes has them",
+    ),
+    (
+        "{podMetadata: {annotations: {'-a': b}}}",
+        "spec.podMetadata.annotations",
+        "must have keys as Kubernetes has them",
+    ),
+    (
         "{networkPolicy: {from: [{podSelector: {matchLabels: {a: 'b c'}}}]}}",
         "spec.networkPolicy.from[0].podSelector.matchLabels",
         "match",
