@@ -57,7 +57,7 @@ fn the_lease_is_granted_by_name_in_one_namespace() {
     let install = read("manifests/install.yaml");
     let roles: Vec<Value> = install
         .split("\n---\n")
-        .filter(|text| text.contains("kind: Role\n"))
+        .filter(|text| text.contains("\nkind: Role\n"))
         .map(|text| serde_saphyr::from_str(text).unwrap())
         .collect();
     let [role] = &roles[..] else { panic!("{roles:?}") };
