@@ -2,7 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node},
+    networking::v1::ServiceCIDR,
+};
 use kube::{
     Api, Client,
     api::{ApiResource, ListParams, PostParams},
@@ -19,6 +22,18 @@ pub(super) const TOLERATIONS: &str =
 const AT_A_TIME: usize = 16;
 /// HawkeyeDeployments are spread over this many namespaces.
 const NAMESPACES: usize = 20;
+
+/// Addresses for the Services of thousands of HawkeyeDeployments, besides the cluster's own 254. Nothing is sent to them
+/// (198.18.0.0/15 is for benchmarks by RFC 2544; kwok's pods have addresses at its beginning).
+const SERVICES: &str = "198.19.0.0/20";
+
+/// Makes room for thousands of Services.
+pub(super) async fn add_addresses(client: &Client) -> Result<()> {
+    let api: Api<ServiceCIDR> = Api::all(client.clone());
+    let more = serde_json::from_value(json!({"metadata": {"name": "bench"}, "spec": {"cidrs": [SERVICES]}}))?;
+    api.create(&PostParams::default(), &more).await?;
+    Ok(())
+}
 
 /// The resource of HawkeyeDeployments.
 pub(super) fn resource() -> ApiResource {

@@ -145,6 +145,7 @@ async fn measure(
     cluster.start_fleet()?;
     let client = cluster.client().await?;
     progress.step(format!("{nodes} fake nodes"));
+    fleet::add_addresses(&client).await?;
     fleet::add_nodes(&client, nodes).await?;
     install(cluster, repository)?;
     let kubeconfig = account(cluster)?;
