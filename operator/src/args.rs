@@ -220,11 +220,11 @@ mod tests {
     fn the_grace_is_the_documented_one() {
         assert_eq!(parse_duration("5m"), Ok(GRACE));
         assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
-        assert!(parse_duration("-5m").is_err() && parse_duration("5").is_err() && parse_duration("").is_err());
     }
 
     #[test]
     fn durations_are_written_as_in_kubernetes() {
+        assert!(parse_duration("-5m").is_err() && parse_duration("5").is_err() && parse_duration("").is_err());
         assert_eq!(parse_duration("20s").unwrap(), Duration::from_secs(20));
         assert_eq!(parse_duration("1m30s").unwrap(), Duration::from_secs(90));
         assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));

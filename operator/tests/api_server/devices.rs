@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::{
-    scenarios::{MODEL, create, deployments, namespace, parsers, until_status},
+    scenarios::{MODEL, create, deployments, make_ready, namespace, parsers, until_status},
     server::{Cluster, wait},
 };
 
@@ -81,16 +81,8 @@ async fn hardware(cluster: &Cluster) -> Result<()> {
     let labels = json!({"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64", "test/gpu": "yes"});
     let node: Node = serde_json::from_value(json!({"metadata": {"name": CLASS, "labels": labels}}))?;
     nodes.create(&PostParams::default(), &node).await?;
-    let status = json!({"status": {
-        "capacity": {"nvidia.com/gpu": "4"}, "allocatable": {"nvidia.com/gpu": "4"},
-        "conditions": [{"type": "Ready", "status": "True", "reason": "Test", "message": "",
-            "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
-    }});
-    let params = PatchParams::default();
-    nodes.patch_status(CLASS, &params, &Patch::Merge(status)).await?;
-    nodes
-        .patch(CLASS, &params, &Patch::Merge(json!({"spec": {"taints": null}})))
-        .await?;
+    let status = json!({"capacity": {"nvidia.com/gpu": "4"}, "allocatable": {"nvidia.com/gpu": "4"}});
+    make_ready(&nodes, CLASS, status).await?;
     let account: ServiceAccount = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
     let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     accounts.create(&PostParams::default(), &account).await?;

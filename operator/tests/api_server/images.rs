@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use crate::{
     fake_registry::{OCI_INDEX, index},
-    scenarios::{create, deployments, names, namespace, parsers, until_status},
+    scenarios::{create, deployments, make_ready, names, namespace, parsers, until_status},
     server::{self, Cluster, wait},
 };
 
@@ -34,13 +34,7 @@ async fn plain_node(cluster: &Cluster, name: &str, arch: &str) -> Result<()> {
         "metadata": {"name": name, "labels": {"kubernetes.io/os": "linux", "kubernetes.io/arch": arch}},
     }))?;
     api.create(&PostParams::default(), &node).await?;
-    let status = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Test", "message": "",
-        "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
-    let params = PatchParams::default();
-    api.patch_status(name, &params, &Patch::Merge(status)).await?;
-    api.patch(name, &params, &Patch::Merge(json!({"spec": {"taints": null}})))
-        .await?;
-    Ok(())
+    make_ready(&api, name, json!({})).await
 }
 
 fn verified(status: &HawkeyeDeploymentStatus) -> Option<&Condition> {

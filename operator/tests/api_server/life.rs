@@ -14,7 +14,7 @@ use tokio::{sync::OnceCell, time::sleep};
 
 use crate::{
     operator::Operator,
-    scenarios::{MODEL, create, namespace, parsers},
+    scenarios::{MODEL, create, make_ready, namespace, parsers},
     server::{Cluster, POD},
     snapshot::{Snapshot, collect_garbage, differences, snapshot},
 };
@@ -34,14 +34,8 @@ pub async fn nodes(cluster: &Cluster) -> Result<()> {
         let status = json!({
             "allocatable": {"cpu": "16", "memory": "64Gi", "pods": "110"},
             "capacity": {"cpu": "16", "memory": "64Gi", "pods": "110"},
-            "conditions": [{"type": "Ready", "status": "True", "reason": "Test", "message": "",
-                "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
         });
-        let params = PatchParams::default();
-        api.patch_status(name, &params, &Patch::Merge(json!({"status": status})))
-            .await?;
-        api.patch(name, &params, &Patch::Merge(json!({"spec": {"taints": null}})))
-            .await?;
+        make_ready(&api, name, status).await?;
     }
     Ok(())
 }

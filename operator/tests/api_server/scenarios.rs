@@ -73,16 +73,20 @@ pub async fn nodes(cluster: &Cluster, names: &[&str]) -> Result<()> {
         let mut node: Node = serde_saphyr::from_str(&text)?;
         let status = node.status.take().unwrap_or_default();
         let created = api.create(&PostParams::default(), &node).await?.name_any();
-        let name = created.as_str();
-        let mut status = serde_json::to_value(status)?;
-        status["conditions"] = json!([{"type": "Ready", "status": "True", "reason": "Test", "message": "",
-            "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
-        let params = PatchParams::default();
-        api.patch_status(name, &params, &Patch::Merge(json!({"status": status})))
-            .await?;
-        api.patch(name, &params, &Patch::Merge(json!({"spec": {"taints": null}})))
-            .await?;
+        make_ready(&api, &created, serde_json::to_value(status)?).await?;
     }
+    Ok(())
+}
+
+/// Gives a new node this status, Ready besides, and takes its taints away.
+pub async fn make_ready(api: &Api<Node>, name: &str, mut status: Value) -> Result<()> {
+    status["conditions"] = json!([{"type": "Ready", "status": "True", "reason": "Test", "message": "",
+        "lastHeartbeatTime": "2026-01-01T00:00:00Z", "lastTransitionTime": "2026-01-01T00:00:00Z"}]);
+    let params = PatchParams::default();
+    api.patch_status(name, &params, &Patch::Merge(json!({"status": status})))
+        .await?;
+    api.patch(name, &params, &Patch::Merge(json!({"spec": {"taints": null}})))
+        .await?;
     Ok(())
 }
 
