@@ -9,7 +9,7 @@ mod common;
 use common::{http_model, images, index, model, node, plan, spec};
 use hawkeye_crds::v1alpha1::{ModelClaim, ModelSource};
 use hawkeye_operator::controller::{
-    build::{self, Model, Objects, Owner},
+    build::{self, Objects, Owner, model::mounted},
     plan::Plan,
 };
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::PodSpec};
@@ -24,9 +24,17 @@ const PLATFORMS: [&str; 7] = [
     "cpu-amd64",
 ];
 
-fn built<'a>(yaml: &str, model: impl Into<Model<'a>>) -> (Plan, Objects) {
+fn built(yaml: &str, model: &ModelSource) -> (Plan, Objects) {
+    built_of(yaml, model, None)
+}
+
+/// With the digest that a registry said to be behind the model's tag.
+fn built_of(yaml: &str, model: &ModelSource, digest: Option<&str>) -> (Plan, Objects) {
     let nodes = PLATFORMS.map(node);
-    let plan = plan(yaml, &index(&nodes));
+    let mut plan = plan(yaml, &index(&nodes));
+    for pool in &mut plan.pools {
+        pool.model_digest = digest.map(str::to_owned);
+    }
     let spec = spec(yaml);
     let owner = Owner {
         namespace: "screens",
@@ -303,8 +311,8 @@ fn a_download_asks_for_no_gpu_and_no_more_than_the_parser() {
 
 #[test]
 fn a_change_of_the_model_rolls_the_pods() {
-    let template = |model: Model<'_>| {
-        let (_, objects) = built("{classes: [cpu-amd64]}", model);
+    let template = |model: &ModelSource, digest| {
+        let (_, objects) = built_of("{classes: [cpu-amd64]}", model, digest);
         serde_json::to_string(&objects.deployments[0].spec.template).unwrap()
     };
     let source = |change: fn(&mut ModelSource)| {
@@ -317,19 +325,40 @@ fn a_change_of_the_model_rolls_the_pods() {
     let url = source(|source| source.http.as_mut().unwrap().url = "https://example.com/other.tar".into());
     let revision = source(|source| source.revision = Some("2".into()));
     let again = source(|source| source.revision = Some("3".into()));
-    let digest = |digest| Model {
-        source: &same,
-        digest: Some(digest),
-    };
     let mut templates: Vec<String> = [&same, &sum, &url, &revision, &again]
-        .map(|source| template(source.into()))
+        .map(|source| template(source, None))
         .into();
-    templates.extend([template(digest("sha256:a")), template(digest("sha256:b"))]);
+    templates.extend([None, Some("sha256:a"), Some("sha256:b")].map(|digest| template(&model(), digest)));
     let mut different = templates.clone();
     different.sort();
     different.dedup();
     assert_eq!(different.len(), templates.len());
-    assert_eq!(template((&same).into()), templates[0]);
+    assert_eq!(template(&same, None), templates[0]);
+}
+
+/// A node takes what it has under a tag, so that the tag alone would leave a pod that was made anew with the old content.
+#[test]
+fn pods_mount_the_digest_behind_the_tag_and_it_is_found_again() {
+    let volume = |digest| {
+        let (_, mut objects) = built_of("{classes: [cpu-amd64]}", &model(), digest);
+        let deployment = objects.deployments.remove(0);
+        let image = pod(&deployment).volumes.as_ref().unwrap()[0].image.clone().unwrap();
+        (deployment, image.reference.unwrap())
+    };
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let (deployment, reference) = volume(Some(digest.as_str()));
+    assert_eq!(reference, format!("example.com/bundle:test@{digest}"));
+    assert_eq!(mounted(&deployment, "example.com/bundle:test"), Some(digest.as_str()));
+    for other in [
+        "example.com/bundle:next",
+        "example.com/bundle",
+        "example.com/bundle:tes",
+    ] {
+        assert_eq!(mounted(&deployment, other), None, "{other} is another image");
+    }
+    let (deployment, reference) = volume(None);
+    assert_eq!(reference, "example.com/bundle:test");
+    assert_eq!(mounted(&deployment, &reference), None);
 }
 
 #[test]

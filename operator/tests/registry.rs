@@ -37,7 +37,8 @@ fn client(registry: &FakeRegistry) -> RegistryClient {
 
 async fn ask_as(registry: &FakeRegistry, rest: &str, credentials: Option<Credentials>) -> Result<Platforms, Error> {
     let image = ImageRef::parse(&registry.name(rest)).unwrap();
-    client(registry).platforms(&image, credentials.as_ref()).await
+    let found = client(registry).look_up(&image, credentials.as_ref()).await?;
+    Ok(found.platforms)
 }
 
 async fn ask(registry: &FakeRegistry, rest: &str) -> Result<Platforms, Error> {
@@ -76,6 +77,27 @@ async fn an_image_is_also_found_by_its_digest_which_has_to_match() {
     );
     let error = ask(&registry, &format!("both@{good}")).await.unwrap_err();
     assert!(matches!(error, Error::WrongDigest(_)), "{error}");
+}
+
+#[tokio::test]
+async fn the_digest_behind_a_tag_is_that_of_the_index_or_the_manifest() {
+    let registry = registry().await;
+    let digest_of = async |name: &str| {
+        let image = ImageRef::parse(&registry.name(name)).unwrap();
+        client(&registry).look_up(&image, None).await.unwrap().digest
+    };
+    let first = registry.put("model", "v1", OCI_INDEX, &index(&["linux/arm64"]));
+    assert_eq!(digest_of("model:v1").await, first);
+    assert_eq!(digest_of(&format!("model@{first}")).await, first);
+    let moved = registry.put("model", "v1", OCI_INDEX, &index(&["linux/amd64"]));
+    assert_ne!(first, moved);
+    assert_eq!(digest_of("model:v1").await, moved);
+    let single = digest_of("single:v1").await;
+    assert_eq!(
+        digest_of(&format!("single@{single}")).await,
+        single,
+        "a manifest is there by its own digest"
+    );
 }
 
 #[tokio::test]
@@ -159,7 +181,7 @@ async fn nothing_listening_is_said_as_such() {
     tokio::task::yield_now().await;
     let image = ImageRef::parse(&format!("{closed}/both:v1")).unwrap();
     let client = RegistryClient::new("", [closed.to_string()]).unwrap();
-    let error = client.platforms(&image, None).await.unwrap_err().to_string();
+    let error = client.look_up(&image, None).await.unwrap_err().to_string();
     assert!(error.contains("cannot be reached"), "{error}");
 }
 
@@ -192,7 +214,7 @@ async fn without_leave_a_registry_is_spoken_to_with_tls_only() {
     let registry = registry().await;
     let image = ImageRef::parse(&registry.name("both:v1")).unwrap();
     let client = RegistryClient::new("", []).unwrap();
-    let error = client.platforms(&image, Some(&team())).await.unwrap_err();
+    let error = client.look_up(&image, Some(&team())).await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
     assert_eq!(registry.requests(), []);
 }

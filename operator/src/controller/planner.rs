@@ -171,7 +171,9 @@ impl Planner {
             self.world.deployments.get(&deployment_ref(namespace, name))
         });
         let before = self.plans.borrow().clone();
-        let mut checked = self.checker.check(&living, &index, &pods);
+        let mut checked = self.checker.check(&living, &index, &pods, |namespace, name| {
+            self.world.deployments.get(&deployment_ref(namespace, name))
+        });
         let keys: Vec<(String, String)> = living
             .iter()
             .map(|object| {
@@ -204,7 +206,7 @@ impl Planner {
             let Some(mut plan) = made.remove(&uid) else { continue };
             let old = before.0.as_ref().and_then(|before| before.get(&uid));
             match checked.take(&uid) {
-                Ok(images) => plan.images = images,
+                Ok(truth) => plan.learn(truth),
                 Err(Pending) if plan.refused.is_some() => {}
                 // What it was given stays reserved for it; until the answer is there, the plan before holds.
                 Err(Pending) => {

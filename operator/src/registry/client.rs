@@ -1,4 +1,4 @@
-//! Asks registries for the platforms of images, by the OCI distribution specification: a manifest, and of a single image
+//! Asks registries for the digests and the platforms of images, by the OCI distribution specification: a manifest, and of a single image
 //! its configuration. Never a layer.
 //!
 //! A registry is not trusted further than its answer: every body and every wait has a bound, what has a digest is
@@ -28,7 +28,7 @@ use tokio::time::timeout;
 
 use super::{
     auth::{Challenge, Credentials, may_follow, may_know_credentials, parse_challenge},
-    manifest::{MANIFEST_TYPES, Malformed, Manifest, Platforms, parse_config, parse_manifest},
+    manifest::{Found, MANIFEST_TYPES, Malformed, Manifest, Platforms, parse_config, parse_manifest},
     reference::{ImageRef, Version},
 };
 
@@ -47,7 +47,7 @@ const IDLE: usize = 0;
 /// How the operator names itself to registries.
 const AGENT: &str = concat!("hawkeye-operator/", env!("CARGO_PKG_VERSION"));
 
-/// Why the platforms of an image are not known.
+/// Why nothing is known of an image.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No connection, or it broke.
@@ -165,18 +165,18 @@ impl RegistryClient {
         })
     }
 
-    /// The platforms that an image was built for. The credentials are given to its registry only.
+    /// What the registry of an image says of it. The credentials are given to that registry only.
     ///
     /// # Errors
     /// When the registry does not tell.
-    pub async fn platforms(&self, image: &ImageRef, credentials: Option<&Credentials>) -> Result<Platforms, Error> {
+    pub async fn look_up(&self, image: &ImageRef, credentials: Option<&Credentials>) -> Result<Found, Error> {
         let ask = Lookup {
             client: self,
             image,
             credentials,
             host: image.host(),
         };
-        timeout(TOTAL, ask.platforms()).await.map_err(|_| Error::Timeout {
+        timeout(TOTAL, ask.found()).await.map_err(|_| Error::Timeout {
             host: ask.host.to_owned(),
         })?
     }
@@ -191,7 +191,7 @@ struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
-    async fn platforms(&self) -> Result<Platforms, Error> {
+    async fn found(&self) -> Result<Found, Error> {
         let mut authorization = None;
         let manifest = self
             .fetch("manifests", self.image.reference(), MANIFEST_TYPES, &mut authorization)
@@ -199,29 +199,28 @@ impl Lookup<'_> {
         if let Version::Digest(digest) = &self.image.version {
             self.check(digest, &manifest)?;
         }
-        match parse_manifest(&manifest).map_err(|malformed| self.malformed(malformed))? {
-            Manifest::Index(platforms) => Ok(platforms),
+        let platforms = match parse_manifest(&manifest).map_err(|malformed| self.malformed(malformed))? {
+            Manifest::Index(platforms) => platforms,
             // An artifact runs nowhere and can be mounted everywhere.
-            Manifest::Artifact => Ok(Platforms {
+            Manifest::Artifact => Platforms {
                 open: true,
                 ..Platforms::default()
-            }),
+            },
             Manifest::Image { config } => {
                 let body = self.fetch("blobs", &config, "*/*", &mut authorization).await?;
                 self.check(&config, &body)?;
-                parse_config(&body).map_err(|malformed| self.malformed(malformed))
+                parse_config(&body).map_err(|malformed| self.malformed(malformed))?
             }
-        }
+        };
+        // Counted, not taken from a header: of this very content the platforms were read.
+        Ok(Found {
+            digest: digest(&manifest),
+            platforms,
+        })
     }
 
-    fn check(&self, digest: &str, body: &[u8]) -> Result<(), Error> {
-        use std::fmt::Write;
-        let mut found = "sha256:".to_owned();
-        for byte in Sha256::digest(body) {
-            // Writing to a string cannot fail.
-            let _infallible = write!(found, "{byte:02x}");
-        }
-        if found == digest {
+    fn check(&self, expected: &str, body: &[u8]) -> Result<(), Error> {
+        if digest(body) == expected {
             return Ok(());
         }
         Err(Error::WrongDigest(self.host.to_owned()))
@@ -376,6 +375,17 @@ impl Lookup<'_> {
 struct Token {
     token: Option<String>,
     access_token: Option<String>,
+}
+
+/// `sha256:…` of a body.
+fn digest(body: &[u8]) -> String {
+    use std::fmt::Write;
+    let mut digest = "sha256:".to_owned();
+    for byte in Sha256::digest(body) {
+        // Writing to a string cannot fail.
+        let _infallible = write!(digest, "{byte:02x}");
+    }
+    digest
 }
 
 fn basic(credentials: &Credentials) -> Option<HeaderValue> {

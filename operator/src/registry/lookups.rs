@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{manifest::Platforms, policy::Subject};
+use super::{manifest::Found, policy::Subject};
 use crate::metrics::Metrics;
 
 /// How long placement may wait for the first answer about an image: most registries answer within one second, and a pod
@@ -37,8 +37,8 @@ const MOST: usize = 2048;
 
 /// Where lookups go.
 pub trait Source: Send + Sync {
-    /// The platforms of an image.
-    fn platforms(&self, subject: &Subject) -> impl Future<Output = Result<Platforms, Failure>> + Send;
+    /// What the image's registry says now.
+    fn look_up(&self, subject: &Subject) -> impl Future<Output = Result<Found, Failure>> + Send;
 }
 
 /// Why there was no answer.
@@ -65,8 +65,8 @@ impl Failure {
 pub enum Answer {
     /// The first answer is still awaited, and may be for a moment.
     Pending,
-    /// The platforms that it was built for.
-    Known(Arc<Platforms>),
+    /// What its registry said last.
+    Known(Arc<Found>),
     /// Nothing, and why.
     Unknown(Arc<str>),
 }
@@ -176,7 +176,7 @@ impl Lookups {
             let (start, next) = self.tick(AT_ONCE - running.len());
             for subject in start {
                 running.push(async move {
-                    let result = source.platforms(&subject).await;
+                    let result = source.look_up(&subject).await;
                     (subject, result)
                 });
             }
@@ -228,7 +228,7 @@ impl Lookups {
         (start, next)
     }
 
-    fn finish(&self, subject: &Subject, result: Result<Platforms, Failure>) {
+    fn finish(&self, subject: &Subject, result: Result<Found, Failure>) {
         let now = Instant::now();
         self.metrics.looked_up(result.is_ok());
         let mut entries = self.lock();
@@ -236,11 +236,11 @@ impl Lookups {
         entry.running = false;
         entry.hurried = false;
         let answer = match result {
-            Ok(platforms) => {
+            Ok(found) => {
                 entry.failures = 0;
                 entry.good = Some(now);
                 entry.due = now + self.spread(FRESH);
-                Answer::Known(Arc::new(platforms))
+                Answer::Known(Arc::new(found))
             }
             Err(failure) => {
                 tracing::debug!(
@@ -299,10 +299,12 @@ mod tests {
         running: AtomicUsize,
         most: AtomicUsize,
         broken: std::sync::atomic::AtomicBool,
+        /// How often the tags were moved.
+        moved: AtomicUsize,
     }
 
     impl Source for Arc<Fake> {
-        async fn platforms(&self, subject: &Subject) -> Result<Platforms, Failure> {
+        async fn look_up(&self, subject: &Subject) -> Result<Found, Failure> {
             self.calls.fetch_add(1, Ordering::SeqCst);
             let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
             self.most.fetch_max(running, Ordering::SeqCst);
@@ -316,7 +318,10 @@ mod tests {
             if subject.image.starts_with("down") || self.broken.load(Ordering::SeqCst) {
                 return Err(Failure::new("no"));
             }
-            Ok(parse_config(br#"{"os": "linux", "architecture": "amd64"}"#).unwrap())
+            Ok(Found {
+                digest: format!("sha256:{}", self.moved.load(Ordering::SeqCst)),
+                platforms: parse_config(br#"{"os": "linux", "architecture": "amd64"}"#).unwrap(),
+            })
         }
     }
 
@@ -324,6 +329,7 @@ mod tests {
         Subject {
             image: image.to_owned(),
             secrets: Vec::new(),
+            revision: None,
         }
     }
 
@@ -451,6 +457,20 @@ mod tests {
         assert!(matches!(bench.lookups.answer(&subject("a")), Answer::Known(_)));
         assert!(bench.changes(Duration::from_hours(8)).await, "but not for ever");
         assert!(matches!(bench.lookups.answer(&subject("a")), Answer::Unknown(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moved_tag_is_a_change() {
+        let bench = bench();
+        bench.want(&["a"]);
+        assert!(bench.changes(Duration::from_secs(1)).await);
+        assert!(!bench.changes(FRESH * 2).await, "the same content again");
+        bench.fake.moved.store(1, Ordering::SeqCst);
+        assert!(bench.changes(FRESH + Duration::from_secs(1)).await);
+        let Answer::Known(found) = bench.lookups.answer(&subject("a")) else {
+            panic!("not known")
+        };
+        assert_eq!(found.digest, "sha256:1");
     }
 
     #[tokio::test(start_paused = true)]

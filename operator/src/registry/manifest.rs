@@ -36,6 +36,15 @@ impl fmt::Display for Platform {
     }
 }
 
+/// What a registry says of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Digest of what stands behind its name now, index or manifest: `sha256:…`.
+    pub digest: String,
+    /// The platforms that it was built for.
+    pub platforms: Platforms,
+}
+
 /// The platforms that an image was built for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Platforms {

@@ -1,4 +1,4 @@
-//! What registries know of images: the platforms that they were built for.
+//! What registries know of images: the digests behind their tags, and the platforms that they were built for.
 //!
 //! [`reference`], [`manifest`], [`auth`] and [`policy`] are pure; [`client`] asks one registry about one image, and
 //! [`lookups`] decides what is asked when, and remembers the answers.
@@ -14,6 +14,6 @@ pub mod source;
 
 pub use client::RegistryClient;
 pub use lookups::{Answer, Lookups, Source};
-pub use manifest::{Platform, Platforms};
+pub use manifest::{Found, Platform, Platforms};
 pub use policy::{Policy, Subject};
 pub use reference::ImageRef;

@@ -20,6 +20,8 @@ pub struct Subject {
     pub image: String,
     /// Namespace and name of the Secrets to try, in the order of the spec; none: without credentials.
     pub secrets: Vec<(String, String)>,
+    /// A word that comes from the spec, too. With a new one the image is asked for at once.
+    pub revision: Option<String>,
 }
 
 impl Policy {
@@ -77,6 +79,7 @@ impl Policy {
                 .map(|name| (namespace.to_owned(), name.to_owned()))
                 .filter(|secret| self.secrets.contains(secret))
                 .collect(),
+            revision: None,
         })
     }
 }

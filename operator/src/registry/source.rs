@@ -7,7 +7,7 @@ use super::{
     auth::{Credentials, credentials},
     client::{Error, RegistryClient},
     lookups::{Failure, Source},
-    manifest::Platforms,
+    manifest::Found,
     policy::Subject,
     reference::ImageRef,
 };
@@ -22,11 +22,11 @@ pub struct Registries {
 }
 
 impl Source for Registries {
-    async fn platforms(&self, subject: &Subject) -> Result<Platforms, Failure> {
+    async fn look_up(&self, subject: &Subject) -> Result<Found, Failure> {
         let image = ImageRef::parse(&subject.image).map_err(|error| Failure::new(error.to_string()))?;
         let credentials = self.credentials(subject, &image).await;
         self.client
-            .platforms(&image, credentials.as_ref())
+            .look_up(&image, credentials.as_ref())
             .await
             .map_err(|error| Failure {
                 patience: matches!(error, Error::TooManyRequests(_)),

@@ -28,7 +28,7 @@ const ORDER: &str = "classes: [cpu-arm64, cpu-amd64]";
 /// The namespace and the Secret that the operator of these tests may read.
 pub const GRANTED: (&str, &str) = ("images", "granted");
 
-async fn plain_node(cluster: &Cluster, name: &str, arch: &str) -> Result<()> {
+pub async fn plain_node(cluster: &Cluster, name: &str, arch: &str) -> Result<()> {
     let api: Api<Node> = Api::all(cluster.client.clone());
     let node: Node = serde_json::from_value(json!({
         "metadata": {"name": name, "labels": {"kubernetes.io/os": "linux", "kubernetes.io/arch": arch}},
@@ -61,7 +61,7 @@ async fn until_verified(
     .await
 }
 
-async fn drop_parser(cluster: &Cluster, namespace: &str, name: &str) -> Result<()> {
+pub async fn drop_parser(cluster: &Cluster, namespace: &str, name: &str) -> Result<()> {
     parsers(cluster, namespace)
         .delete(name, &DeleteParams::default())
         .await?;

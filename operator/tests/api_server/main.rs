@@ -7,6 +7,7 @@
 
 mod crash;
 mod devices;
+mod digests;
 mod events;
 #[path = "../fake_registry/mod.rs"]
 mod fake_registry;
@@ -111,6 +112,9 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     }),
     ("a_pods_own_failure_tells_on_its_image", |c| {
         Box::pin(images::pods_own_words(c))
+    }),
+    ("a_moved_tag_of_a_model_changes_the_template", |c| {
+        Box::pin(digests::followed(c))
     }),
     ("it_works_with_rights_in_its_namespaces_only", |c| {
         Box::pin(manners::namespaced(c))

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use hawkeye_crds::v1alpha1::{
-    Device, Dtype, EnvVar, Fallback, HardwareClassSpec, NodeSelectorRequirement, PullSecret, TaintEffect, Toleration,
-    TolerationOperator,
+    Device, Dtype, EnvVar, Fallback, HardwareClassSpec, ModelSource, NodeSelectorRequirement, PullSecret, TaintEffect,
+    Toleration, TolerationOperator,
 };
 use k8s_openapi::{
     api::{
@@ -48,7 +48,11 @@ const REVISIONS: i32 = 2;
 const SPREAD: [&str; 2] = ["kubernetes.io/hostname", "topology.kubernetes.io/zone"];
 
 /// Builds the Deployment of a pool.
-pub fn build(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: Model<'_>) -> Deployment {
+pub fn build(owner: &Owner<'_>, pool: &PoolPlan, images: &Images, model: &ModelSource) -> Deployment {
+    let model = Model {
+        source: model,
+        digest: pool.model_digest.as_deref(),
+    };
     let mut labels = labels(owner.name);
     labels.insert(CLASS_LABEL.to_owned(), pool.class.clone());
     Deployment {
@@ -96,7 +100,7 @@ fn pod_metadata(owner: &Owner<'_>, model: Model<'_>, own: &BTreeMap<String, Stri
     );
     let mut annotations = BTreeMap::from([container]);
     annotations.extend(said.annotations);
-    annotations.extend(model::annotations(model));
+    annotations.extend(model::annotation(model.source));
     ObjectMeta {
         labels: Some(labels),
         annotations: Some(annotations),
@@ -154,7 +158,7 @@ fn pod(
             .then(|| pool.spec.tolerations.iter().map(toleration).collect()),
         topology_spread_constraints: Some(SPREAD.map(|key| spread(key, labels)).into()),
         volumes: Some(vec![
-            model::volume(model.source),
+            model::volume(model),
             Volume {
                 name: "tmp".to_owned(),
                 empty_dir: Some(EmptyDirVolumeSource {

@@ -8,7 +8,7 @@ pub mod service;
 
 use std::collections::BTreeMap;
 
-use hawkeye_crds::v1alpha1::HawkeyeDeploymentSpec;
+use hawkeye_crds::v1alpha1::{HawkeyeDeploymentSpec, ModelSource};
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
@@ -60,14 +60,7 @@ pub struct Objects {
 
 /// Builds every object of a plan. `model` is the bundle's source, which an accepted plan always has; `operator` is the
 /// namespace that the operator runs in, if it runs in one.
-pub fn build<'a>(
-    owner: &Owner<'_>,
-    plan: &Plan,
-    images: &Images,
-    model: impl Into<Model<'a>>,
-    operator: Option<&str>,
-) -> Objects {
-    let model = model.into();
+pub fn build(owner: &Owner<'_>, plan: &Plan, images: &Images, model: &ModelSource, operator: Option<&str>) -> Objects {
     Objects {
         deployments: plan
             .pools
@@ -77,7 +70,7 @@ pub fn build<'a>(
             .collect(),
         service: service::build(owner),
         disruption_budget: disruption_budget::build(owner, plan),
-        network_policy: network_policy::build(owner, model.source, operator),
+        network_policy: network_policy::build(owner, model, operator),
     }
 }
 

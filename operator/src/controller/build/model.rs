@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use hawkeye_crds::v1alpha1::{ModelHttp, ModelSource, PullPolicy};
 use k8s_openapi::{
-    api::core::v1::{
-        Container, EmptyDirVolumeSource, EnvVar, ImageVolumeSource, PersistentVolumeClaimVolumeSource,
-        ResourceRequirements, Volume, VolumeMount,
+    api::{
+        apps::v1::Deployment,
+        core::v1::{
+            Container, EmptyDirVolumeSource, EnvVar, ImageVolumeSource, PersistentVolumeClaimVolumeSource,
+            ResourceRequirements, Volume, VolumeMount,
+        },
     },
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -17,8 +20,6 @@ pub const VOLUME: &str = "models";
 pub const FETCH: &str = "fetch-model";
 /// Annotation of pods with `model.revision`.
 pub const REVISION: &str = "hawkeye.bytebot.ai/model-revision";
-/// Annotation of pods with the digest that the model's image had when they were made.
-pub const DIGEST: &str = "hawkeye.bytebot.ai/model-digest";
 /// Where the volume is mounted.
 const MOUNT: &str = "/models";
 /// Where a downloaded bundle lies: a folder in the volume, so that it can appear whole or not at all.
@@ -36,18 +37,25 @@ pub struct Model<'a> {
     pub digest: Option<&'a str>,
 }
 
-impl<'a> From<&'a ModelSource> for Model<'a> {
-    fn from(source: &'a ModelSource) -> Self {
-        Self { source, digest: None }
-    }
+/// The digest that the pods of a Deployment mount for the image of this name, where the volume names one.
+pub fn mounted<'a>(deployment: &'a Deployment, reference: &str) -> Option<&'a str> {
+    let volumes = deployment.spec.template.spec.as_ref()?.volumes.as_ref()?;
+    let volume = volumes.iter().find(|volume| volume.name == VOLUME)?;
+    let mounted = volume.image.as_ref()?.reference.as_deref()?;
+    mounted.strip_prefix(reference)?.strip_prefix('@')
 }
 
-/// The volume that holds the bundle.
-pub fn volume(model: &ModelSource) -> Volume {
+/// The volume that holds the bundle. With its digest in the name a node that has an older image under the same tag takes
+/// the new one whatever the pull policy, and all pods of a revision have the same content.
+pub fn volume(model: Model<'_>) -> Volume {
+    let Model { source: model, digest } = model;
     Volume {
         name: VOLUME.to_owned(),
         image: model.image.as_ref().map(|image| ImageVolumeSource {
-            reference: Some(image.reference.clone()),
+            reference: Some(match digest {
+                Some(digest) => format!("{}@{digest}", image.reference),
+                None => image.reference.clone(),
+            }),
             pull_policy: image.pull_policy.map(PullPolicy::as_str).map(str::to_owned),
         }),
         persistent_volume_claim: model.persistent_volume_claim.as_ref().map(|claim| {
@@ -133,12 +141,9 @@ pub fn fetcher(model: &ModelSource, parser: &Container, env: Vec<EnvVar>) -> Opt
     })
 }
 
-/// Annotations of the pods that change with the model, and so roll them.
-pub fn annotations(model: Model<'_>) -> impl Iterator<Item = (String, String)> {
-    let revision = model.source.revision.as_deref();
-    [(REVISION, revision), (DIGEST, model.digest)]
-        .into_iter()
-        .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
+/// The annotation of the pods that changes with the model's revision, and so rolls them.
+pub fn annotation(model: &ModelSource) -> Option<(String, String)> {
+    Some((REVISION.to_owned(), model.revision.clone()?))
 }
 
 /// In arguments and variables `$(NAME)` stands for another variable and `$$` for a single `$`; users' text means itself.

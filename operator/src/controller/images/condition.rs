@@ -50,8 +50,13 @@ fn describe(pod: &Pod, arch: Arch, model: Option<&str>) -> Option<String> {
     let node = pod.spec.node_name.as_deref().unwrap_or("its node");
     Some(match fault {
         Fault::Pull(said) => {
-            // The kubelet pulls a model's image for the same container, and names the one that it means.
-            let model = model.filter(|model| said.contains(*model) && !said.contains(image));
+            // The kubelet pulls a model's image for the same container, and names the one that it means; the runtime leaves
+            // the tag out where there is a digest.
+            let names = |model: &&str| {
+                let digest = model.split_once('@').map(|(_, digest)| digest);
+                said.contains(*model) || digest.is_some_and(|digest| said.contains(digest))
+            };
+            let model = model.filter(names).filter(|_| !said.contains(image));
             format!(
                 "{} was not built for linux/{arch}: node {node} found nothing for its platform in it ({said}).",
                 model.unwrap_or(image)
@@ -138,19 +143,24 @@ fn image_verified(plan: &Plan, pools: &[PoolStatus]) -> (ConditionStatus, Reason
             "Nothing was planned.".to_owned(),
         );
     }
-    let passed_over: Vec<String> = passed_over(plan, checks)
+    let used: Vec<&PoolPlan> = plan.pools.iter().filter(|pool| pool.replicas > 0).collect();
+    let kept = used.iter().filter_map(|pool| match &checks.get(&pool.class)?.verdict {
+        Verdict::Kept(message) => Some((pool.class.as_str(), message.as_str())),
+        Verdict::Has | Verdict::Missing(_) | Verdict::Unknown(..) => None,
+    });
+    let missing: Vec<String> = passed_over(plan, checks)
         .into_iter()
+        .chain(kept)
         .map(|(class, message)| format!("{class}: {message}"))
         .collect();
-    if !passed_over.is_empty() {
-        return (ConditionStatus::False, reason, passed_over.join(" "));
+    if !missing.is_empty() {
+        return (ConditionStatus::False, reason, missing.join(" "));
     }
-    let used: Vec<&PoolPlan> = plan.pools.iter().filter(|pool| pool.replicas > 0).collect();
     let unknown: Vec<(Reason, &str)> = used
         .iter()
         .filter_map(|pool| match &checks.get(&pool.class)?.verdict {
             Verdict::Unknown(reason, message) => Some((*reason, message.as_str())),
-            Verdict::Has | Verdict::Missing(_) => None,
+            Verdict::Has | Verdict::Kept(_) | Verdict::Missing(_) => None,
         })
         .collect();
     if let Some((reason, _)) = unknown.first() {
@@ -191,7 +201,7 @@ fn passed_over<'a>(plan: &'a Plan, checks: &'a Checks) -> Vec<(&'a str, &'a str)
         })
         .filter_map(|(_, pool)| match &checks.get(&pool.class)?.verdict {
             Verdict::Missing(message) => Some((pool.class.as_str(), message.as_str())),
-            Verdict::Has | Verdict::Unknown(..) => None,
+            Verdict::Has | Verdict::Kept(_) | Verdict::Unknown(..) => None,
         })
         .collect()
 }
@@ -232,6 +242,9 @@ mod tests {
     #[case::the_models_image(json!({"waiting": {"reason": "ErrImagePull", "message":
         "failed to pull and unpack image \"example.com/bundle:1\": no match for platform in manifest: not found"}}),
         "example.com/bundle:1 was not built for linux/arm64")]
+    #[case::the_models_image_by_digest(json!({"waiting": {"reason": "ErrImagePull", "message":
+        "failed to pull and unpack image \"example.com/bundle@sha256:12\": no match for platform in manifest: not found"}}),
+        "example.com/bundle:1@sha256:12 was not built for linux/arm64")]
     #[case::cri_o_pull(json!({"waiting": {"reason": "ErrImagePull", "message":
         "choosing image instance: no image found in image index for architecture \"arm64\", variant \"v8\", OS \"linux\""}}),
         "example.com/parser:1 was not built for linux/arm64: node spark-1 found nothing")]
@@ -244,7 +257,12 @@ mod tests {
         "exec container process `/usr/local/bin/hawkeye-inference`: Exec format error"}}), "cannot execute its program")]
     fn failures_of_a_pod_name_image_architecture_and_node(#[case] state: Value, #[case] words: &str) {
         let now = pod(&json!({"name": "inference", "state": state}));
-        let said = describe(&now, Arch::Arm64, Some("example.com/bundle:1")).unwrap();
+        let model = if words.contains('@') {
+            "example.com/bundle:1@sha256:12"
+        } else {
+            "example.com/bundle:1"
+        };
+        let said = describe(&now, Arch::Arm64, Some(model)).unwrap();
         assert!(said.contains(words), "{said}");
         if state.get("terminated").is_some() {
             let waits = json!({"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s restarting"}});
@@ -319,6 +337,25 @@ mod tests {
             .filter(|pool| pool.replicas > 0)
             .map(|pool| (pool.class.as_str(), pool.replicas))
             .collect()
+    }
+
+    #[test]
+    fn a_tag_that_moves_to_what_cannot_run_is_said_and_moves_nothing() {
+        let said = "example.com/bundle:1 was not built for linux/arm64. Its pods keep the content that they run.";
+        let plan = planned(
+            ORDER,
+            &[
+                ("cpu-arm64", Verdict::Kept(said.to_owned())),
+                ("cpu-amd64", Verdict::Has),
+            ],
+        );
+        assert_eq!(shares(&plan), [("cpu-arm64", 1)]);
+        let (status, reason, message) = image_verified(&plan, &[]);
+        assert_eq!(
+            (status, reason),
+            (ConditionStatus::False, Reason::ImageArchitectureMissing)
+        );
+        assert_eq!(message, format!("cpu-arm64: {said}"));
     }
 
     const ORDER: &str = "{classes: [cpu-arm64, cpu-amd64]}";

@@ -1,19 +1,27 @@
-//! Image truth: whether the images of a HawkeyeDeployment were built for the hardware that they would run on.
+//! Image truth: whether the images of a HawkeyeDeployment were built for the hardware that they would run on, and which
+//! content is behind the tag of its model.
 //!
 //! Pure but for [`Checker`], which hands questions to the lookups and takes what they know. The planner keeps replicas
 //! off classes whose image is [`Verdict::Missing`]; [`condition`] tells it all in the status.
 
 pub mod condition;
+pub mod digest;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use hawkeye_crds::v1alpha1::{HawkeyeDeployment, Reason};
+use hawkeye_crds::v1alpha1::{HawkeyeDeployment, ModelImage, Reason};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 
-use super::observe::Pod;
+use self::digest::{Digests, Memory, follows};
+use super::{
+    apply::owned_by,
+    build::{model::mounted, pool_name},
+    observe::Pod,
+};
 use crate::{
     hardware::{ClassIndex, ClassNodes, Images, ModelDefaults},
     registry::{Answer, Lookups, Platforms, Policy, Subject},
@@ -41,6 +49,8 @@ pub enum Verdict {
     Has,
     /// It was not. A sentence that names image, architecture and nodes.
     Missing(String),
+    /// The model's tag has moved to an image that was not. Its pods keep the content that they run. A sentence as above.
+    Kept(String),
     /// Nobody knows: why, and a sentence. It blocks nothing.
     Unknown(Reason, String),
 }
@@ -77,7 +87,7 @@ pub fn judge(question: &Question<'_>, answer: &Answer) -> Result<Verdict, Pendin
     let (image, arch) = (question.image, question.class.spec.arch.as_str());
     match answer {
         Answer::Pending => Err(Pending),
-        Answer::Known(platforms) => Ok(weigh(question, platforms)),
+        Answer::Known(found) => Ok(weigh(question, &found.platforms)),
         Answer::Unknown(why) if question.was_missing => Ok(Verdict::Missing(format!(
             "{}linux/{arch} when its registry last told; now it does not tell ({why}).{}",
             not_built(image),
@@ -134,12 +144,13 @@ fn on_nodes(question: &Question<'_>) -> String {
 
 /// Of the verdicts on the images of one pod the one that decides: a missing one, then one that is not known.
 fn worst(a: Verdict, b: Verdict) -> Verdict {
-    match (&a, &b) {
-        (Verdict::Missing(_), _) => a,
-        (_, Verdict::Missing(_)) => b,
-        (Verdict::Unknown(..), _) => a,
-        _ => b,
-    }
+    let rank = |verdict: &Verdict| match verdict {
+        Verdict::Missing(_) => 3,
+        Verdict::Kept(_) => 2,
+        Verdict::Unknown(..) => 1,
+        Verdict::Has => 0,
+    };
+    if rank(&b) > rank(&a) { b } else { a }
 }
 
 /// Images that ready pods run, by namespace, HawkeyeDeployment and class: they prove themselves.
@@ -161,19 +172,28 @@ pub fn proved<'a>(pods: impl IntoIterator<Item = &'a Arc<Pod>>) -> BTreeSet<(Str
 
 /// What a pass of the planner found out about all images.
 #[derive(Debug, Default)]
-pub struct Checked(HashMap<String, Result<Checks, Pending>>);
+pub struct Checked(HashMap<String, Result<Truth, Pending>>);
+
+/// What is known of the images of one HawkeyeDeployment.
+#[derive(Debug)]
+pub struct Truth {
+    /// The verdicts by class.
+    pub checks: Checks,
+    /// Which content of its model pods mount.
+    pub digests: Digests,
+}
 
 impl Checked {
     /// The verdicts for a UID, as far as they are there.
     pub fn of(&self, uid: &str) -> Option<&Checks> {
-        self.0.get(uid)?.as_ref().ok()
+        Some(&self.0.get(uid)?.as_ref().ok()?.checks)
     }
 
-    /// The verdicts for a UID; `None` while verification is off.
+    /// What is known for a UID; `None` while verification is off.
     ///
     /// # Errors
     /// While a first answer is awaited.
-    pub fn take(&mut self, uid: &str) -> Result<Option<Checks>, Pending> {
+    pub fn take(&mut self, uid: &str) -> Result<Option<Truth>, Pending> {
         self.0.remove(uid).transpose()
     }
 }
@@ -192,8 +212,15 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// The verdicts for all objects, from what is known now. What is not known yet is asked for meanwhile.
-    pub fn check(&self, objects: &[&HawkeyeDeployment], index: &ClassIndex, pods: &[Arc<Pod>]) -> Checked {
+    /// What is known for all objects now. What is not known yet is asked for meanwhile. `deployment` finds one by namespace
+    /// and name.
+    pub fn check(
+        &self,
+        objects: &[&HawkeyeDeployment],
+        index: &ClassIndex,
+        pods: &[Arc<Pod>],
+        deployment: impl Fn(&str, &str) -> Option<Arc<Deployment>>,
+    ) -> Checked {
         if !self.policy.is_on() {
             return Checked::default();
         }
@@ -213,15 +240,22 @@ impl Checker {
             .iter()
             .zip(questions)
             .filter_map(|(object, questions)| {
+                let uid = object.uid()?;
+                let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
                 let runs = |class: &str, image: &str| {
-                    proved.contains(&(
-                        object.namespace().unwrap_or_default(),
-                        object.name_any(),
-                        class.to_owned(),
-                        image.to_owned(),
-                    ))
+                    proved.contains(&(namespace.clone(), name.clone(), class.to_owned(), image.to_owned()))
                 };
-                Some((object.uid()?, self.verdicts(&questions, runs)))
+                let followed = self.models.of(&object.spec).and_then(follows);
+                let memory = followed.map_or_else(Memory::new, |model| {
+                    let mounts = |class: &ClassNodes| {
+                        let made = deployment(&namespace, &pool_name(&name, &class.name))?;
+                        let digest = mounted(&made, &model.reference).filter(|_| owned_by(&*made, &uid))?;
+                        Some((class.name.clone(), digest.to_owned()))
+                    };
+                    index.classes.iter().filter_map(mounts).collect()
+                });
+                let truth = self.truth(object, followed, memory, &questions, runs);
+                Some((uid, truth))
             })
             .collect();
         Checked(by_uid)
@@ -236,8 +270,6 @@ impl Checker {
         wanted: &mut BTreeSet<Subject>,
     ) -> Vec<(String, &'a ClassNodes, Vec<Asked<'a>>)> {
         let spec = &object.spec;
-        let namespace = object.namespace().unwrap_or_default();
-        let secrets = || pull_secrets(object);
         let model = self.models.of(spec).and_then(|model| model.image.as_ref());
         index
             .classes
@@ -254,7 +286,7 @@ impl Checker {
                 .into_iter()
                 .filter_map(|(image, role)| Some((image?, role)))
                 .map(|(name, role)| {
-                    let subject = self.policy.subject(&namespace, name, secrets());
+                    let subject = self.subject(object, name, role);
                     if let Ok(subject) = &subject {
                         wanted.insert(subject.clone());
                     }
@@ -272,11 +304,32 @@ impl Checker {
             .collect()
     }
 
-    fn verdicts(
+    /// What to ask for an image. Whoever changes the model's revision wants what is behind its tag now.
+    fn subject(&self, object: &HawkeyeDeployment, image: &str, role: Role) -> Result<Subject, (Reason, String)> {
+        let secrets = object.spec.image_pull_secrets.iter().map(|secret| secret.name.as_str());
+        let mut subject = self
+            .policy
+            .subject(&object.namespace().unwrap_or_default(), image, secrets)?;
+        if role == Role::Model {
+            subject.revision = self.models.of(&object.spec).and_then(|model| model.revision.clone());
+        }
+        Ok(subject)
+    }
+
+    fn truth(
         &self,
+        object: &HawkeyeDeployment,
+        followed: Option<&ModelImage>,
+        memory: Memory,
         questions: &[(String, &ClassNodes, Vec<Asked<'_>>)],
         runs: impl Fn(&str, &str) -> bool,
-    ) -> Result<Checks, Pending> {
+    ) -> Result<Truth, Pending> {
+        // Where the registry may not be asked nothing is followed, and nothing remembered.
+        let subject = followed.and_then(|model| self.subject(object, &model.reference, Role::Model).ok());
+        let mut digests = subject.map_or_else(Digests::default, |subject| match self.lookups.answer(&subject) {
+            Answer::Known(found) => Digests::now(&found.digest, memory),
+            Answer::Pending | Answer::Unknown(_) => Digests::as_before(memory),
+        });
         let mut checks = Checks::new();
         for (image, class, asked) in questions {
             let mut verdict = Verdict::Has;
@@ -291,10 +344,18 @@ impl Checker {
                         next
                     }
                 };
+                let next = match next {
+                    Verdict::Missing(message) if runs(&class.name, image) => {
+                        if asked.role == Role::Model && digests.moved(&class.name) {
+                            digests.keep(&class.name);
+                            Verdict::Kept(format!("{message} Its pods keep the content that they run."))
+                        } else {
+                            Verdict::Has
+                        }
+                    }
+                    next => next,
+                };
                 verdict = worst(verdict, next);
-            }
-            if matches!(verdict, Verdict::Missing(_)) && runs(&class.name, image) {
-                verdict = Verdict::Has;
             }
             checks.insert(
                 class.name.clone(),
@@ -304,7 +365,7 @@ impl Checker {
                 },
             );
         }
-        Ok(checks)
+        Ok(Truth { checks, digests })
     }
 }
 
@@ -339,10 +400,6 @@ fn was_missing(object: &HawkeyeDeployment, class: &str, image: &str) -> bool {
     })
 }
 
-fn pull_secrets(object: &HawkeyeDeployment) -> impl Iterator<Item = &str> {
-    object.spec.image_pull_secrets.iter().map(|secret| secret.name.as_str())
-}
-
 /// How the sentence about a missing image begins; what the status says after a restart is found by it.
 fn not_built(image: &str) -> String {
     format!("{image} was not built for ")
@@ -354,7 +411,7 @@ pub fn barred(checks: &Checks) -> BTreeMap<String, (Reason, String)> {
         .iter()
         .filter_map(|(class, check)| match &check.verdict {
             Verdict::Missing(message) => Some((class.clone(), (Reason::ImageArchitectureMissing, message.clone()))),
-            Verdict::Has | Verdict::Unknown(..) => None,
+            Verdict::Has | Verdict::Kept(_) | Verdict::Unknown(..) => None,
         })
         .collect()
 }
@@ -367,7 +424,7 @@ mod tests {
     use super::*;
     use crate::{
         hardware::NodeFacts,
-        registry::manifest::{Manifest, parse_config, parse_manifest},
+        registry::manifest::{Found, Manifest, parse_config, parse_manifest},
     };
 
     /// The class `cpu-arm64` with five nodes.
@@ -386,12 +443,19 @@ mod tests {
         else {
             panic!("not an index")
         };
-        Answer::Known(Arc::new(platforms))
+        known(platforms)
+    }
+
+    fn known(platforms: Platforms) -> Answer {
+        Answer::Known(Arc::new(Found {
+            digest: "sha256:1".to_owned(),
+            platforms,
+        }))
     }
 
     fn single(architecture: &str) -> Answer {
         let config = json!({"os": "linux", "architecture": architecture}).to_string();
-        Answer::Known(Arc::new(parse_config(config.as_bytes()).unwrap()))
+        known(parse_config(config.as_bytes()).unwrap())
     }
 
     fn ask(answer: &Answer, role: Role, was_missing: bool) -> Result<Verdict, Pending> {
@@ -491,6 +555,9 @@ mod tests {
         assert_eq!(worst(Verdict::Has, Verdict::Has), Verdict::Has);
         assert_eq!(worst(Verdict::Has, unknown.clone()), unknown);
         assert_eq!(worst(unknown.clone(), missing.clone()), missing);
-        assert_eq!(worst(missing.clone(), unknown), missing);
+        assert_eq!(worst(missing.clone(), unknown.clone()), missing);
+        let kept = Verdict::Kept("k".to_owned());
+        assert_eq!(worst(unknown, kept.clone()), kept);
+        assert_eq!(worst(kept, missing.clone()), missing);
     }
 }

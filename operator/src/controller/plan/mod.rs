@@ -15,7 +15,7 @@ use hawkeye_crds::v1alpha1::{
 use jiff::{SignedDuration, Timestamp};
 
 use self::handover::{Capacity, HandOver, PoolPods, Step};
-use super::images::Checks;
+use super::images::{Checks, Truth};
 use crate::hardware::{ClassIndex, ClassNodes, ModelDefaults, memory};
 
 pub use self::reasons::distribution;
@@ -81,6 +81,17 @@ pub struct Plan {
     pub images: Option<Checks>,
 }
 
+impl Plan {
+    /// Adds what is known of the images; `None` while they are not looked up.
+    pub fn learn(&mut self, truth: Option<Truth>) {
+        for pool in &mut self.pools {
+            let digest = truth.as_ref().and_then(|truth| truth.digests.of(&pool.class));
+            pool.model_digest = digest.map(str::to_owned);
+        }
+        self.images = truth.map(|truth| truth.checks);
+    }
+}
+
 /// One pool: what its Deployment is built from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolPlan {
@@ -106,6 +117,8 @@ pub struct PoolPlan {
     pub surge: bool,
     /// The record of its hand-over, while pods find no node or replicas are with other classes.
     pub hand_over: Option<HandOver>,
+    /// Digest of the model's image that its pods mount, which the planner adds; `None` where they mount a tag or no image.
+    pub model_digest: Option<String>,
     /// Why it has as many replicas as it has.
     pub reason: Reason,
     /// The same in a sentence.
@@ -486,6 +499,7 @@ fn pool(spec: &HawkeyeDeploymentSpec, candidate: Candidate<'_>) -> PoolPlan {
         cpu: candidate.cpu,
         surge: !candidate.step.blocked_rollout,
         hand_over: candidate.step.settle(candidate.wish, candidate.given),
+        model_digest: None,
         reason,
         message,
     }
