@@ -133,6 +133,16 @@ fn a_gpu_pod_on_the_processor_serves_under_degrade_and_is_never_plain_ready() {
         (2, 1, "DeviceMismatch")
     );
     assert!(pool.message.contains("no GPU is visible"), "{}", pool.message);
+    assert_eq!(pool.on_cpu, 1);
+    assert_eq!(status.pool_summary.as_deref(), Some("cuda-amd64 2/2 (1 on CPU)"));
+    // An operator that starts anew and has not asked yet says the same.
+    let asking = of(
+        &[("a", true, Verdict::Pending), ("b", true, Verdict::Pending)],
+        "Degrade",
+        Some(&status),
+    );
+    assert_eq!(asking.pool_summary, status.pool_summary);
+    assert_eq!(before.pool_summary.as_deref(), Some("cuda-amd64 2/2"));
     assert_eq!(status.summary.as_deref(), Some("Degraded"));
     // One warning, not one for each condition.
     let warnings: Vec<String> = notices(Some(&before), &status)
@@ -157,7 +167,7 @@ fn under_deny_it_is_not_ready_and_says_why() {
     // Nothing serves on a lesser device.
     assert_eq!(condition(&status, ConditionType::Degraded).0, ConditionStatus::False);
     assert_eq!(status.summary.as_deref(), Some("DeviceMismatch"));
-    assert_eq!(status.pools[0].verified, 0);
+    assert_eq!((status.pools[0].verified, status.pools[0].on_cpu), (0, 0), "it does not serve");
     let warnings = notices(None, &status);
     assert!(
         warnings

@@ -449,6 +449,11 @@ fn a_status_shows_what_is_not_as_it_should_be() {
     golden!("plugin-status-table", status::render(&report, 100));
     golden!("plugin-status-json", serde_json::to_string_pretty(&report).unwrap());
 
+    let mut degraded = object.clone();
+    degraded.status.as_mut().unwrap().pools[0].on_cpu = 1;
+    let shown = status::render(&status::report(&[degraded], &pods, true, Vec::new()), 100);
+    assert!(shown.contains("1/1 (1 on CPU)"), "{shown}");
+
     let mut fine = object.clone();
     let status = fine.status.as_mut().unwrap();
     status.conditions.retain(|condition| condition.type_ != "Placed");

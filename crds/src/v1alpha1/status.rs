@@ -78,6 +78,9 @@ pub struct PoolStatus {
     /// Pods that are ready and were found to run on the pool's device, with its number format and batch size.
     #[serde(default)]
     pub verified: i32,
+    /// Pods that are ready and were found to compute on the CPU, though the pool's device is a GPU.
+    #[serde(default)]
+    pub on_cpu: i32,
     /// Why the pool is as it is, in one word.
     pub reason: String,
     /// Why the pool is as it is, in a sentence.

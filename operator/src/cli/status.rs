@@ -11,7 +11,7 @@ use super::{
     report::API_VERSION,
     table::{Table, hanging, paragraph},
 };
-use crate::controller::{build::MANAGER, observe::Pod};
+use crate::controller::{build::MANAGER, observe::Pod, status::ready_of};
 
 /// The output of `status`.
 #[derive(Debug, Serialize)]
@@ -249,7 +249,7 @@ fn render_one(out: &mut String, deployment: &DeploymentStatus, width: usize) {
         let when = |text: String| if used { text } else { "-".to_owned() };
         pools.row([
             pool.class.clone(),
-            format!("{}/{}", pool.ready, pool.replicas),
+            ready_of(pool),
             pool.nodes.to_string(),
             when(pool.device.as_str().to_owned()),
             when(pool.dtype.as_str().to_owned()),

@@ -189,6 +189,12 @@ impl<'a> Tally<'a> {
         known.max(before.min(known + self.pending as i32))
     }
 
+    /// Ready pods that compute on another device than their pool's; `before` counts as for [`Self::verified`].
+    pub fn elsewhere(&self, before: i32) -> i32 {
+        let known = self.differs.iter().filter(|one| is_elsewhere(one)).count() as i32;
+        known.max(before.min(known + self.pending as i32))
+    }
+
     /// Nothing is known to be wrong, and more is about to be known.
     pub fn asking(&self) -> bool {
         self.differs.is_empty() && self.pending + self.unasked > 0
@@ -201,9 +207,7 @@ impl<'a> Tally<'a> {
 
     /// The same of pods that serve on another device than their pool's.
     pub fn serves_elsewhere(&self) -> Option<String> {
-        let elsewhere =
-            |(pod, difference): &&(&Pod, Difference)| pod.ready() && difference.reason == Reason::DeviceMismatch;
-        told(self.differs.iter().filter(elsewhere)).map(|(_, text)| text)
+        told(self.differs.iter().filter(|one| is_elsewhere(one))).map(|(_, text)| text)
     }
 
     /// The condition `DeviceVerified`; `None` while pods are being asked, when it stays as it was.
@@ -232,6 +236,10 @@ impl<'a> Tally<'a> {
         );
         Some((ConditionStatus::True, Reason::Verified, message))
     }
+}
+
+fn is_elsewhere((pod, difference): &(&Pod, Difference)) -> bool {
+    pod.ready() && difference.reason == Reason::DeviceMismatch
 }
 
 fn told<'t, 'p: 't>(mut differs: impl Iterator<Item = &'t (&'p Pod, Difference)>) -> Option<(Reason, String)> {

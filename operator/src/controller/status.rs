@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use hawkeye_crds::v1alpha1::{Condition, ConditionStatus, ConditionType, HawkeyeDeploymentStatus, PoolStatus, Reason};
+use hawkeye_crds::v1alpha1::{Condition, ConditionStatus, ConditionType, Device, HawkeyeDeploymentStatus, PoolStatus, Reason};
 use k8s_openapi::api::{
     apps::v1::{Deployment, DeploymentStatus},
     core::v1::Service,
@@ -68,6 +68,7 @@ pub fn status(facts: &Facts<'_>, old: Option<&HawkeyeDeploymentStatus>) -> Hawke
                 PoolStatus {
                     ready: ready(pods),
                     verified: tally.verified(pool.verified),
+                    on_cpu: on_cpu(pool.device, &tally, pool.on_cpu),
                     ..pool
                 }
             })
@@ -113,6 +114,10 @@ fn ready(pods: Option<&Vec<&Arc<Pod>>>) -> i32 {
     pods.map_or(0, |pods| pods.iter().filter(|pod| pod.ready()).count() as i32)
 }
 
+fn on_cpu(device: Device, tally: &Tally<'_>, before: i32) -> i32 {
+    if device == Device::Cpu { 0 } else { tally.elsewhere(before) }
+}
+
 fn pool_status(
     facts: &Facts<'_>,
     applied: &Applied,
@@ -145,6 +150,7 @@ fn pool_status(
         replicas: pool.replicas as i32,
         ready: ready(pods),
         verified: tally.verified(before.map_or(0, |before| before.verified)),
+        on_cpu: on_cpu(pool.device(), &tally, before.map_or(0, |before| before.on_cpu)),
         reason: reason.to_owned(),
         message,
         hand_over: pool.hand_over.as_ref().map(HandOver::to_status),
@@ -552,12 +558,21 @@ fn summary(conditions: &[Condition], pools: &[PoolStatus]) -> (String, String) {
     ("Ready".to_owned(), available.message.clone())
 }
 
+/// "1/2", or "2/2 (1 on CPU)" where pods of a GPU pool came up without their GPU.
+pub fn ready_of(pool: &PoolStatus) -> String {
+    let ready = format!("{}/{}", pool.ready, pool.replicas);
+    if pool.on_cpu > 0 {
+        return format!("{ready} ({} on CPU)", pool.on_cpu);
+    }
+    ready
+}
+
 /// "dgx-spark 1/1, cpu-arm64 1/2".
 fn pool_summary(pools: &[PoolStatus]) -> String {
     pools
         .iter()
         .filter(|pool| pool.replicas > 0 || pool.ready > 0)
-        .map(|pool| format!("{} {}/{}", pool.class, pool.ready, pool.replicas))
+        .map(|pool| format!("{} {}", pool.class, ready_of(pool)))
         .collect::<Vec<_>>()
         .join(", ")
 }
