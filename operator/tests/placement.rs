@@ -258,12 +258,69 @@ fn nodes_that_no_pod_may_use_are_named() {
     let mut tainted = bare("n", "amd64", &[]);
     tainted.taints.push(hawkeye_operator::hardware::Taint {
         key: "dedicated".into(),
-        value: String::new(),
+        value: "ci".into(),
         effect: hawkeye_crds::v1alpha1::TaintEffect::NoSchedule,
     });
-    let (reason, message) = plan("{}", &index(&[tainted])).placed;
-    assert_eq!(reason, Reason::NoNodes);
-    assert!(message.contains("The nodes of cpu-amd64 have taints"), "{message}");
+    let plan = plan("{classes: [cpu-amd64, graviton]}", &index(&[tainted]));
+    assert_eq!(plan.placed.0, Reason::NoNodes);
+    assert_eq!(
+        plan.placed.1,
+        "1 of 1 replicas have no place: every node of cpu-amd64 (taint dedicated=ci:NoSchedule) has a taint that its class \
+         does not tolerate; no node belongs to graviton."
+    );
+    assert_eq!(plan.pools[0].reason, Reason::NoNodes);
+    let message = &plan.pools[0].message;
+    assert!(message.contains("(taint dedicated=ci:NoSchedule)"), "{message}");
+}
+
+#[test]
+fn nodes_that_take_no_pods_now_are_not_said_to_be_missing() {
+    let off = |change: fn(&mut NodeFacts)| {
+        let mut gpu = gpus(1).remove(0);
+        change(&mut gpu);
+        let plan = plan("{device: Cuda, fallback: Deny}", &index(&[gpu]));
+        (plan.placed.0, plan.placed.1, plan.pools[0].message.clone())
+    };
+    for (change, words) in [
+        ((|node| node.unschedulable = true) as fn(&mut NodeFacts), "(cordoned)"),
+        (|node| node.ready = false, "(not ready)"),
+    ] {
+        let (reason, message, pool) = off(change);
+        assert_eq!(reason, Reason::NotEnoughCapacity, "{message}");
+        assert!(message.contains(words) && pool.contains(words), "{message} {pool}");
+    }
+}
+
+#[test]
+fn a_spec_that_leaves_no_class_says_which_fields_do() {
+    let index = index(&all_platforms());
+    for (yaml, words) in [
+        (
+            "{device: Cpu, classes: [dgx-spark]}",
+            "device is Cpu, and no class that spec.classes names is for that device",
+        ),
+        (
+            "{device: Cuda, fallback: Deny, classes: [cpu-amd64]}",
+            "device is Cuda and fallback is Deny, and no class that spec.classes names is for that device",
+        ),
+    ] {
+        let (reason, message) = plan(yaml, &index).placed;
+        assert_eq!(reason, Reason::NoNodes);
+        assert!(message.contains(words), "{message}");
+    }
+}
+
+#[test]
+fn a_class_that_pins_leave_without_replicas_says_so() {
+    let plan = plan("{overrides: {cpu-amd64: {replicas: 1}}}", &index(&all_platforms()));
+    assert_eq!(shares(&plan), [("cpu-amd64", 1)]);
+    let spark = plan.pools.iter().find(|pool| pool.class == "dgx-spark").unwrap();
+    assert_eq!(
+        spark.message,
+        "Not needed: other classes take every replica, those pinned by overrides first."
+    );
+    let degraded = plan.degraded.unwrap();
+    assert!(!degraded.contains("classes before it"), "{degraded}");
 }
 
 #[test]

@@ -2,7 +2,10 @@
 //!
 //! Uses labels and allocatable resources only.
 
-use std::{borrow::Borrow, collections::BTreeMap};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use hawkeye_crds::v1alpha1::{
     Arch, Device, HardwareClass, HardwareClassSpec, NodeSelectorRequirement, NodeSelectorTerm, Reason, SelectorOperator,
@@ -30,6 +33,9 @@ pub const GPU_LABELS: [(&str, Option<&str>); 11] = [
 /// Instance family with a GPU that is told by its name alone: Graviton2 with a T4G.
 const GPU_INSTANCE_FAMILY: &str = "g5g.";
 
+/// Most obstacles of a class that are kept, for a status has to stay short.
+const OBSTACLES: usize = 4;
+
 /// Times in sentences, in UTC.
 pub const CLOCK: &str = "%Y-%m-%dT%H:%M:%SZ";
 
@@ -46,6 +52,8 @@ pub struct ClassNodes {
     pub intended: u32,
     /// Of these, nodes that are ready, not cordoned and without a taint that its pods do not tolerate.
     pub schedulable: u32,
+    /// What keeps new pods off the others now: `cordoned`, `not ready`, `taint KEY=VALUE:EFFECT`. The first few of them.
+    pub obstacles: BTreeSet<String>,
     /// Units of its resource that are free of pods that are not ours, on ready and schedulable nodes. 0 without a resource.
     pub free: u64,
     /// Units of its resource that pods of others hold there.
@@ -234,6 +242,12 @@ impl ClassNodes {
         }
     }
 
+    /// What keeps new pods off its nodes now, e.g. "cordoned, taint dedicated=ci:NoSchedule".
+    pub fn kept_off(&self) -> String {
+        let words: Vec<&str> = self.obstacles.iter().map(String::as_str).collect();
+        words.join(", ")
+    }
+
     /// Counts a node of this class; true when it takes new pods now.
     fn count(&mut self, node: &NodeFacts, kept: Option<Kept>, taken: &impl Fn(&str, &str) -> u64) -> bool {
         self.nodes += 1;
@@ -247,6 +261,10 @@ impl ClassNodes {
             return false;
         }
         if !node.schedulable(&self.spec.tolerations) {
+            self.obstacles.extend(node.obstacles(&self.spec.tolerations));
+            while self.obstacles.len() > OBSTACLES {
+                self.obstacles.pop_last();
+            }
             return false;
         }
         self.schedulable += 1;
@@ -274,6 +292,7 @@ pub fn by_priority<'a>(classes: impl IntoIterator<Item = &'a HardwareClass>) -> 
             nodes: 0,
             intended: 0,
             schedulable: 0,
+            obstacles: BTreeSet::new(),
             free: 0,
             taken: 0,
             largest_memory: None,

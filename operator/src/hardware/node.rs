@@ -15,6 +15,13 @@ pub struct Taint {
     pub effect: TaintEffect,
 }
 
+/// Taints by which Kubernetes says once more that a node is not ready or cordoned.
+const STATES: [&str; 3] = [
+    "node.kubernetes.io/not-ready",
+    "node.kubernetes.io/unreachable",
+    "node.kubernetes.io/unschedulable",
+];
+
 /// A node, reduced to what tells its class and its capacity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
@@ -47,7 +54,15 @@ impl NodeFacts {
 
     /// What keeps new pods with these tolerations from starting here now, each in a few words; nothing when they can.
     pub fn obstacles(&self, tolerations: &[Toleration]) -> Vec<String> {
-        let state = [(!self.ready, "not ready"), (self.unschedulable, "cordoned")];
+        let tainted = |key: &str| {
+            let mut taints = self.taints.iter();
+            taints.any(|taint| taint.key == key && !tolerated(taint, tolerations))
+        };
+        let [not_ready, unreachable, unschedulable] = STATES.map(tainted);
+        let state = [
+            (!self.ready || not_ready || unreachable, "not ready"),
+            (self.unschedulable || unschedulable, "cordoned"),
+        ];
         let state = state
             .into_iter()
             .filter(|(holds, _)| *holds)
@@ -55,7 +70,7 @@ impl NodeFacts {
         let taints = self
             .taints
             .iter()
-            .filter(|taint| !tolerated(taint, tolerations))
+            .filter(|taint| !tolerated(taint, tolerations) && !STATES.contains(&taint.key.as_str()))
             .map(|taint| {
                 let value = if taint.value.is_empty() { "" } else { "=" };
                 format!("taint {}{value}{}:{:?}", taint.key, taint.value, taint.effect)

@@ -7,7 +7,7 @@ use crate::hardware::{ClassIndex, ClassNodes};
 
 /// Why a pool has as many replicas as it has.
 pub(super) fn pool(spec: &HawkeyeDeploymentSpec, candidate: &Candidate<'_>) -> (Reason, String) {
-    let (reason, mut message) = share(candidate);
+    let (reason, mut message) = share(spec, candidate);
     let handed = candidate.wish.saturating_sub(candidate.given);
     let mut reason = reason;
     if let Some(record) = candidate.step.record.as_ref().filter(|_| handed > 0) {
@@ -72,7 +72,7 @@ fn handed_over(spec: &HawkeyeDeploymentSpec, candidate: &Candidate<'_>, record: 
     format!("{moved} It is tried again once it has {what}more schedulable nodes,{not_before}.")
 }
 
-fn share(candidate: &Candidate<'_>) -> (Reason, String) {
+fn share(spec: &HawkeyeDeploymentSpec, candidate: &Candidate<'_>) -> (Reason, String) {
     let Candidate { class, pin, room, .. } = *candidate;
     let replicas = candidate.given + candidate.extra;
     let resource = class.spec.resource.as_deref().unwrap_or("room");
@@ -87,7 +87,10 @@ fn share(candidate: &Candidate<'_>) -> (Reason, String) {
             Some(pin) if replicas < pin => format!("{pin} pinned by overrides, {replicas} of them have room here."),
             Some(_) => "As pinned by overrides.".to_owned(),
             None if class.schedulable == 0 && !class.spec.autoscaled => {
-                "Its nodes take no new pods now; pods that run there already stay until they end.".to_owned()
+                format!(
+                    "Its nodes take no new pods now{}; pods that run there already stay until they end.",
+                    kept_off(class)
+                )
             }
             None if class.spec.resource.is_none() => "Its nodes take as many pods as fit.".to_owned(),
             None => format!("Has room: each pod takes one {resource}."),
@@ -103,7 +106,10 @@ fn share(candidate: &Candidate<'_>) -> (Reason, String) {
     if !class.exists() {
         return (
             Reason::NoNodes,
-            "Every node of this class has a taint that the class does not tolerate; see its tolerations.".to_owned(),
+            format!(
+                "Every node of this class has a taint that the class does not tolerate{}; see its tolerations.",
+                kept_off(class)
+            ),
         );
     }
     if let Some(barred) = &candidate.barred {
@@ -118,7 +124,7 @@ fn share(candidate: &Candidate<'_>) -> (Reason, String) {
     if room == 0 && class.schedulable == 0 {
         return (
             Reason::NotEnoughCapacity,
-            "None of its nodes takes pods now: they are not ready, cordoned or tainted.".to_owned(),
+            format!("None of its nodes takes pods now{}.", kept_off(class)),
         );
     }
     if room == 0 {
@@ -130,10 +136,21 @@ fn share(candidate: &Candidate<'_>) -> (Reason, String) {
     if let Some(pin) = pin {
         return (Reason::Placed, trimmed(pin, 0));
     }
-    (
-        Reason::Placed,
-        "Not needed: classes before it take every replica.".to_owned(),
-    )
+    let pinned = spec.overrides.iter().flatten().any(|(_, change)| change.replicas > Some(0));
+    let who = if pinned {
+        "other classes take every replica, those pinned by overrides first"
+    } else {
+        "classes before it take every replica"
+    };
+    (Reason::Placed, format!("Not needed: {who}."))
+}
+
+/// " (cordoned, taint dedicated=ci:NoSchedule)": what keeps new pods off a class's nodes.
+fn kept_off(class: &ClassNodes) -> String {
+    if class.obstacles.is_empty() {
+        return String::new();
+    }
+    format!(" ({})", class.kept_off())
 }
 
 /// Of pins that add up to more than there are replicas.
@@ -187,16 +204,7 @@ pub(super) fn placement(
     if target.is_none() {
         return (
             Reason::NoNodes,
-            format!(
-                "{lead}: no node belongs to a class that may be used ({}).{}{}",
-                if order.is_empty() {
-                    "device and classes leave none".to_owned()
-                } else {
-                    names(&order)
-                },
-                tainted(&order),
-                unclassified(index)
-            ),
+            format!("{lead}: {}.{}", nowhere(spec, &order), unclassified(index)),
         );
     }
     if candidates.iter().any(|candidate| {
@@ -329,8 +337,9 @@ fn capacity(candidates: &[Candidate<'_>], device: Option<Device>, free: &Free<'_
             } else {
                 String::new()
             };
+            let off = if class.schedulable == 0 { kept_off(class) } else { String::new() };
             Some(format!(
-                "{} offers {} {resource} on ready, schedulable nodes{others}{siblings}",
+                "{} offers {} {resource} on ready, schedulable nodes{off}{others}{siblings}",
                 class.name, class.free
             ))
         })
@@ -342,18 +351,36 @@ fn capacity(candidates: &[Candidate<'_>], device: Option<Device>, free: &Free<'_
     }
 }
 
-fn tainted(order: &[&ClassNodes]) -> String {
-    let names: Vec<&str> = order
-        .iter()
-        .filter(|class| class.nodes > 0 && !class.exists())
-        .map(|class| class.name.as_str())
-        .collect();
-    if names.is_empty() {
-        return String::new();
+/// Why no class that may be used has a node for its pods.
+fn nowhere(spec: &HawkeyeDeploymentSpec, order: &[&ClassNodes]) -> String {
+    if order.is_empty() {
+        let device = match spec.device {
+            DeviceChoice::Cuda => "device is Cuda and fallback is Deny",
+            DeviceChoice::Cpu | DeviceChoice::Auto => "device is Cpu",
+        };
+        let of = match spec.classes {
+            Some(_) => "no class that spec.classes names",
+            None => "no HardwareClass of the cluster",
+        };
+        return format!("{device}, and {of} is for that device");
     }
+    let tainted: Vec<String> = order
+        .iter()
+        .filter(|class| class.nodes > 0)
+        .map(|class| format!("{}{}", class.name, kept_off(class)))
+        .collect();
+    if tainted.is_empty() {
+        return format!("no node belongs to a class that may be used ({})", names(order));
+    }
+    let rest: Vec<&ClassNodes> = order.iter().copied().filter(|class| class.nodes == 0).collect();
+    let rest = if rest.is_empty() {
+        String::new()
+    } else {
+        format!("; no node belongs to {}", names(&rest))
+    };
     format!(
-        " The nodes of {} have taints that the class does not tolerate.",
-        names.join(", ")
+        "every node of {} has a taint that its class does not tolerate{rest}",
+        tainted.join(", ")
     )
 }
 
