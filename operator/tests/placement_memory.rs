@@ -224,3 +224,32 @@ proptest! {
         prop_assert!(unbound.memory.units() >= class.memory.limit.units());
     }
 }
+
+#[test]
+fn a_cpu_request_that_no_node_holds_leaves_the_pool_empty() {
+    let cpus = |milli| NodeFacts {
+        cpu_milli: Some(milli),
+        ..bare("n", "amd64", &[])
+    };
+    let asks = |cpu: &str| format!("{{overrides: {{cpu-amd64: {{cpu: {cpu}}}}}}}");
+    let placed = |milli, cpu: &str| plan(&asks(cpu), &index(&[cpus(milli)]));
+    assert_eq!(shares(&placed(3920, "3920m")), [("cpu-amd64", 1)]);
+    let refused = placed(3920, "4");
+    assert_eq!((refused.unplaced, refused.placed.0), (1, Reason::CpuDoesNotFit));
+    let words = "overrides give each pod 4 CPUs, and the largest node of the class has 3.92 for pods";
+    assert!(refused.placed.1.contains(words), "{}", refused.placed.1);
+    assert_eq!(refused.pools[0].reason, Reason::CpuDoesNotFit);
+    // The class's own request, too; and another class takes the replica.
+    let nodes = [NodeFacts { cpu_milli: Some(1500), ..node("dgx-spark") }, cpus(4000)];
+    let degraded = plan("{}", &index(&nodes));
+    assert_eq!(shares(&degraded), [("cpu-amd64", 1)]);
+    let why = degraded.degraded.unwrap();
+    assert!(why.contains("each pod asks for 2 CPUs"), "{why}");
+    // Nodes that come on demand may be larger, and a node that does not say may have any number.
+    let mut classes = built_in();
+    let class = classes.iter_mut().find(|class| class.metadata.name.as_deref() == Some("cpu-amd64"));
+    class.unwrap().spec.autoscaled = true;
+    let autoscaled = ClassIndex::new(&classes, &[cpus(1000)], |_, _| 0);
+    assert_eq!(shares(&plan(&asks("4"), &autoscaled)), [("cpu-amd64", 1)]);
+    assert_eq!(shares(&plan(&asks("4"), &index(&[bare("n", "amd64", &[])]))), [("cpu-amd64", 1)]);
+}

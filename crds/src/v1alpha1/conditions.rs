@@ -130,6 +130,8 @@ words! {
         NoNodes,
         /// No node of the class can hold a pod, not even with batches of 1.
         MemoryDoesNotFit,
+        /// A pod asks for more CPU than any node of the class has for pods.
+        CpuDoesNotFit,
         /// Pods found no node for longer than spec.handOverAfter, so other classes have their replicas.
         HandedOver,
         /// The device asked for is not there and fallback is Deny.

@@ -65,7 +65,7 @@ pub async fn what_the_spec_cannot_show_is_said_within_30_seconds(suite: &Suite) 
     let memory = json!({"overrides": {REAL_CLASS: {"memory": "15Ti"}}});
     says(&scope, "memory", on_real(memory), "MemoryDoesNotFit", &["15Ti"]).await?;
     let cpu = json!({"overrides": {REAL_CLASS: {"cpu": "1000"}}});
-    says(&scope, "cpu", on_real(cpu), "Unschedulable", &["Insufficient cpu"]).await?;
+    says(&scope, "cpu", on_real(cpu), "CpuDoesNotFit", &["1000 CPUs"]).await?;
     let priority = json!({"priorityClassName": "nowhere"});
     says(
         &scope,

@@ -186,6 +186,21 @@ pub fn cpu(class: &HardwareClassSpec, change: Option<&PoolOverride>) -> Quantity
         .unwrap_or_else(|| class.cpu.request.clone())
 }
 
+/// Why no node of the class could hold a pod that asks for this much CPU, in a sentence. `largest` is what pods can ask for
+/// on the largest node, in thousandths of a CPU; `None` means that it is not known, and then everything fits.
+pub fn cpu_does_not_fit(cpu: &Quantity, change: Option<&PoolOverride>, largest: Option<u64>) -> Option<String> {
+    let (asked, holds) = (cpu.milli()?, largest?);
+    let whose = if change.is_some_and(|change| change.cpu.is_some()) {
+        "overrides give each pod"
+    } else {
+        "each pod asks for"
+    };
+    let holds_cpus = holds as f64 / 1000.0;
+    (asked > holds).then(|| {
+        format!("{whose} {cpu} CPUs, and the largest node of the class has {holds_cpus} for pods.")
+    })
+}
+
 /// Threads that a pod computes with: its CPU request rounded up, at least 1. More would wait for one another.
 pub fn threads(cpu: &Quantity) -> u64 {
     cpu.units().unwrap_or(1).max(1)

@@ -446,6 +446,10 @@ fn candidate<'a>(
     });
     notes.extend(fit.note);
     let cpu = memory::cpu(&class.spec, change);
+    let most = class.largest_cpu_milli.filter(|_| !class.spec.autoscaled);
+    if let Some(why) = memory::cpu_does_not_fit(&cpu, change, most) {
+        barred.get_or_insert((Reason::CpuDoesNotFit, format!("No pod fits: {why}")));
+    }
     let asks = format!("cpu {cpu}, memory {}", fit.memory);
     let nothing = PoolPods::default();
     let step = handover::step(&handover::Facts {
