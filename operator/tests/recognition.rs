@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 use common::{bare, built_in, index, node, offering, pods_fit};
 use hawkeye_crds::{classes, v1alpha1::Reason};
 use hawkeye_operator::hardware::{
-    NodeFacts, NodeReport, describe,
+    ClassIndex, NodeFacts, NodeReport, describe,
     evidence::What,
     inventory::{GpuMemory, gpu_memory},
 };
@@ -20,7 +20,7 @@ const UNSUPPORTED: Result<&str, Reason> = Err(Reason::UnsupportedGpuResource);
 const NO_CLASS: Result<&str, Reason> = Err(Reason::NoClassMatches);
 
 /// Every fixture of a publisher and what it is.
-const PUBLISHERS: [(&str, Result<&str, Reason>); 38] = [
+const PUBLISHERS: [(&str, Result<&str, Reason>); 40] = [
     ("gfd-a100-old", Ok("cuda-amd64")),
     ("gfd-gb10-oem", Ok("dgx-spark")),
     ("gfd-gb10-shared", Ok("dgx-spark")),
@@ -55,6 +55,8 @@ const PUBLISHERS: [(&str, Result<&str, Reason>); 38] = [
     ("windows-gpu", NO_CLASS),
     ("dra-h100", UNSUPPORTED),
     ("dra-bare", UNSUPPORTED),
+    ("amd-mi300x", UNSUPPORTED),
+    ("intel-flex", UNSUPPORTED),
     ("conflict-gb10-amd64", Ok("cuda-amd64")),
     ("conflict-compute", Ok("dgx-spark")),
     ("conflict-two-publishers", Ok("cuda-amd64")),
@@ -97,12 +99,19 @@ fn every_fixture_is_in_the_table() {
     }
 }
 
-/// The scheduler agrees, but for GPU nodes without a single label, where a CPU pool's affinity has nothing to go by.
+/// The scheduler agrees, but for GPU nodes without a label of NVIDIA's, where a CPU pool's affinity has nothing to go by.
 #[test]
 fn pods_fit_where_the_class_is() {
     for (name, expected) in PUBLISHERS {
         let node = publisher(name);
-        let bare = ["device-plugin-amd64", "device-plugin-arm64", "dra-bare"].contains(&name);
+        let bare = [
+            "device-plugin-amd64",
+            "device-plugin-arm64",
+            "dra-bare",
+            "amd-mi300x",
+            "intel-flex",
+        ]
+        .contains(&name);
         for class in built_in() {
             let class_name = class.metadata.name.unwrap();
             let cpu = class.spec.resource.is_none();
@@ -114,6 +123,28 @@ fn pods_fit_where_the_class_is() {
             let fits = linux && pods_fit(&class.spec, &node);
             assert_eq!(fits, expected == Ok(class_name.as_str()), "{class_name} on {name}");
         }
+    }
+}
+
+/// Whoever wants the CPUs of such nodes says so by a class that names the resource.
+#[test]
+fn a_gpu_of_another_maker_is_never_silently_a_cpu_node() {
+    for (name, resource) in [("amd-mi300x", "amd.com/gpu"), ("intel-flex", "gpu.intel.com/i915")] {
+        let report = report(name);
+        let words = format!("{resource}, which no class takes on such a node: the images of this release do not compute on it");
+        assert!(report.because().contains(&words), "{}", report.because());
+        assert_eq!(report.fact(What::GpuUnits).unwrap().source, format!("allocatable {resource}"));
+        let mut classes = built_in();
+        let mut own = classes
+            .iter()
+            .find(|class| class.metadata.name.as_deref() == Some("cpu-amd64"))
+            .unwrap()
+            .clone();
+        own.metadata.name = Some("own".into());
+        own.spec.resource = Some(resource.into());
+        classes.push(own);
+        let index = ClassIndex::new(&classes, &[publisher(name)], |_, _| 0);
+        assert_eq!(index.get("own").unwrap().nodes, 1, "{name}");
     }
 }
 

@@ -372,9 +372,18 @@ fn unsupported(node: &NodeFacts, evidence: &str) -> String {
             "it shows a GPU ({evidence}), but offers none: check the device plugin; GPUs given out by DRA cannot be used yet"
         )
     } else {
+        let nvidia = node
+            .allocatable
+            .iter()
+            .any(|(name, units)| is_nvidia_resource(name) && *units > 0);
+        let advice = if nvidia {
+            "offer it as nvidia.com/gpu, or add a HardwareClass that names the resource"
+        } else {
+            "the images of this release do not compute on it; to use the node's CPU, add a HardwareClass with device Cpu \
+             that names the resource"
+        };
         format!(
-            "it offers its GPU as {}, which no class takes on such a node: offer it as nvidia.com/gpu, or add a HardwareClass \
-             that names the resource",
+            "it offers its GPU as {}, which no class takes on such a node: {advice}",
             offered.join(" and ")
         )
     };
@@ -400,7 +409,7 @@ pub fn admits(class: &HardwareClassSpec, node: &NodeFacts) -> bool {
         }
 }
 
-/// What shows that the node has an NVIDIA GPU, if anything does.
+/// What shows that the node has a GPU, if anything does. Labels are looked for of NVIDIA's only.
 pub fn gpu_evidence(node: &NodeFacts) -> Option<String> {
     let offered = |positive: bool| {
         node.allocatable
@@ -435,10 +444,23 @@ pub fn gpu_evidence(node: &NodeFacts) -> Option<String> {
     offered(true).or_else(by_label).or_else(by_instance_type).or_else(zero)
 }
 
-/// `nvidia.com/gpu`, `nvidia.com/gpu.shared`, `nvidia.com/mig-1g.10gb` and the like.
+/// A GPU of any maker whose device plugin is known.
 pub(super) fn is_gpu_resource(name: &str) -> bool {
+    is_nvidia_resource(name) || is_foreign_gpu_resource(name)
+}
+
+/// `nvidia.com/gpu`, `nvidia.com/gpu.shared`, `nvidia.com/mig-1g.10gb` and the like.
+pub(super) fn is_nvidia_resource(name: &str) -> bool {
     name.strip_prefix("nvidia.com/")
         .is_some_and(|rest| rest.starts_with("gpu") || rest.starts_with("mig-"))
+}
+
+/// `amd.com/gpu`, its partitions such as `amd.com/cpx_nps4`, and `gpu.intel.com/i915` or `xe`.
+fn is_foreign_gpu_resource(name: &str) -> bool {
+    name.starts_with("gpu.intel.com/")
+        || name
+            .strip_prefix("amd.com/")
+            .is_some_and(|rest| rest.starts_with("gpu") || rest.contains("_nps"))
 }
 
 pub(super) fn term_holds(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>) -> bool {

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::{
     ClassIndex, ClassNodes, NodeFacts, Unclassified,
-    classify::{CLOCK, class_of, gpu_evidence, requirement_holds, term_holds},
+    classify::{CLOCK, class_of, gpu_evidence, is_gpu_resource, requirement_holds, term_holds},
     inventory, labels,
 };
 
@@ -276,7 +276,7 @@ fn why(class: &HardwareClassSpec, node: &NodeFacts) -> Vec<Fact> {
     match &class.resource {
         Some(resource) => {
             let units = node.allocatable.get(resource).copied().unwrap_or(0);
-            let what = if resource.starts_with("nvidia.com/") {
+            let what = if is_gpu_resource(resource) {
                 What::GpuUnits
             } else {
                 What::Resource

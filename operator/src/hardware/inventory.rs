@@ -4,7 +4,7 @@ use hawkeye_crds::classes::graviton_generation;
 
 use super::{
     NodeFacts,
-    classify::is_gpu_resource,
+    classify::{is_gpu_resource, is_nvidia_resource},
     evidence::{Fact, What},
     labels,
 };
@@ -281,7 +281,7 @@ pub fn conflicts(node: &NodeFacts) -> Vec<String> {
         let offered = node
             .allocatable
             .iter()
-            .find(|(name, units)| is_gpu_resource(name) && **units > 0);
+            .find(|(name, units)| is_nvidia_resource(name) && **units > 0);
         if let Some((resource, units)) = offered {
             found.push(format!(
                 "{}=false, but {units} {resource} can be had",
@@ -330,7 +330,7 @@ fn missing_units(node: &NodeFacts) -> Option<String> {
     let otherwise = node
         .allocatable
         .iter()
-        .any(|(name, units)| is_gpu_resource(name) && name != "nvidia.com/gpu" && *units > 0);
+        .any(|(name, units)| is_nvidia_resource(name) && name != "nvidia.com/gpu" && *units > 0);
     (offered < there && !otherwise && !node.labels.contains_key(labels::MIG_STRATEGY)).then(|| {
         format!(
             "the machine has {there} units of GPU ({}), but {offered} nvidia.com/gpu can be had",
