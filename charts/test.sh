@@ -122,6 +122,16 @@ refuses "values: text for a number" "priority" template --set-string hardwareCla
 refuses "values: a boolean as text" "enabled" template --set-string builtinClasses.enabled=true
 refuses "values: a log format that does not exist" "logFormat" template --set operator.logFormat=xml
 refuses "values: a duration without a unit" "leaseDuration" template --set-string leaderElection.leaseDuration=20
+refuses "values: a leader that goes on for longer than its lease" "renewDeadline \(20s\) must be shorter" template \
+    --set leaderElection.renewDeadline=20s
+refuses "values: a lease that ends before its leader" "must be shorter than leaseDuration \(1s\)" template --set leaderElection.leaseDuration=1s
+refuses "values: no time for a second try" "retryPeriod \(8s\) must be .* half of renewDeadline" template \
+    --set leaderElection.retryPeriod=8s
+refuses "values: a lease of parts of a second" "whole seconds" template --set leaderElection.leaseDuration=20s500ms
+passes "values: durations of an election that fit" template --set leaderElection.leaseDuration=1m30s \
+    --set leaderElection.renewDeadline=1m --set leaderElection.retryPeriod=500ms
+passes "values: durations of an election that there is none" template --set leaderElection.enabled=false \
+    --set operator.replicas=1 --set leaderElection.renewDeadline=20s
 refuses "values: two operators without an election" "needs leaderElection.enabled" template --set leaderElection.enabled=false
 refuses "values: an endpoint for traces without a scheme" "endpoint" template --set operator.tracing.endpoint=collector:4318
 template --set operator.tracing.endpoint=http://collector:4318 >"$work/traced.yaml"

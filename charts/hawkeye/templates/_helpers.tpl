@@ -65,3 +65,29 @@ Sprig's mergeOverwrite is no help here: it skips values that are false, 0 or "".
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Milliseconds of a duration, whose form the schema has checked: 1m30s500ms. */}}
+{{- define "hawkeye.milliseconds" -}}
+{{- $form := "^(?:([0-9]+)m)?(?:([0-9]+)s)?(?:([0-9]+)ms)?$" -}}
+{{- $minutes := regexReplaceAll $form . "${1}" | int64 -}}
+{{- $seconds := regexReplaceAll $form . "${2}" | int64 -}}
+{{- $milliseconds := regexReplaceAll $form . "${3}" | int64 -}}
+{{- add (mul $minutes 60000) (mul $seconds 1000) $milliseconds -}}
+{{- end -}}
+
+{{/* Fails where the durations of the election contradict each other; the operator itself would refuse to start. */}}
+{{- define "hawkeye.checkElection" -}}
+{{- $election := .Values.leaderElection -}}
+{{- $lease := include "hawkeye.milliseconds" $election.leaseDuration | int64 -}}
+{{- $deadline := include "hawkeye.milliseconds" $election.renewDeadline | int64 -}}
+{{- $period := include "hawkeye.milliseconds" $election.retryPeriod | int64 -}}
+{{- if or (lt $lease 1000) (gt $lease 3600000) (ne (mod $lease 1000) 0) -}}
+{{- fail (printf "leaderElection.leaseDuration must be whole seconds, 1s to 60m, not %s" $election.leaseDuration) -}}
+{{- end -}}
+{{- if ge $deadline $lease -}}
+{{- fail (printf "leaderElection.renewDeadline (%s) must be shorter than leaseDuration (%s): a leader has to stop before another one may start" $election.renewDeadline $election.leaseDuration) -}}
+{{- end -}}
+{{- if or (eq $period 0) (gt (mul $period 2) $deadline) -}}
+{{- fail (printf "leaderElection.retryPeriod (%s) must be above 0 and at most half of renewDeadline (%s): a failed renewal has to be tried again in time" $election.retryPeriod $election.renewDeadline) -}}
+{{- end -}}
+{{- end -}}
