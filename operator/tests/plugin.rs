@@ -385,6 +385,22 @@ fn what_is_left_out_of_yaml_changes_nothing() {
 }
 
 #[test]
+fn a_node_or_pod_that_is_given_twice_is_an_error() {
+    let folder = cluster();
+    let twice = folder.run(&["plan", "-f", "parser.yaml", "--nodes", "nodes.json", "--nodes", "nodes.json"]);
+    assert_ne!(twice.code, 0, "{}", twice.out);
+    assert!(twice.err.contains("Node dgx-spark is given twice"), "{}", twice.err);
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "a"},
+        "spec": {"nodeName": "x86-rtx", "containers": [{"name": "c", "resources": {"requests": {"nvidia.com/gpu": "1"}}}]},
+        "status": {"phase": "Running"},
+    });
+    fs::write(folder.path("pods.json"), json!({"apiVersion": "v1", "kind": "List", "items": [pod, pod]}).to_string()).unwrap();
+    let twice = folder.run(&["plan", "-f", "parser.yaml", "--nodes", "nodes.json", "--pods", "pods.json"]);
+    assert!(twice.err.contains("Pod a/p is given twice"), "{}", twice.err);
+}
+
+#[test]
 fn a_status_shows_what_is_not_as_it_should_be() {
     let object: HawkeyeDeployment = serde_json::from_value(json!({
         "apiVersion": "hawkeye.bytebot.ai/v1alpha1", "kind": "HawkeyeDeployment",

@@ -1,6 +1,6 @@
 //! What the files of users are read into.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use hawkeye_crds::v1alpha1::{HardwareClass, HawkeyeDeployment};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -98,12 +98,30 @@ impl<const CLASS: bool> Kind for Written<CLASS> {
     }
 }
 
+/// Objects that a cluster cannot hold twice. Which of the two is right nobody can tell, and counted twice they would offer
+/// or hold twice as much.
+fn once<'a, K: Kind>(meta: impl Iterator<Item = &'a ObjectMeta>) -> Result<(), Error> {
+    let mut seen = HashSet::new();
+    for meta in meta {
+        let name = meta.name.as_deref().unwrap_or_default();
+        if !seen.insert((meta.namespace.as_deref(), name)) {
+            let name = meta
+                .namespace
+                .as_ref()
+                .map_or(name.to_owned(), |namespace| format!("{namespace}/{name}"));
+            return Err(Error::Usage(format!("{} {name} is given twice; leave one of the two out", K::KIND)));
+        }
+    }
+    Ok(())
+}
+
 /// The nodes of files.
 ///
 /// # Errors
-/// When a file cannot be read or holds something else.
+/// When a file cannot be read or holds something else, or a node is given twice.
 pub fn nodes(files: &[std::path::PathBuf]) -> Result<Vec<NodeFacts>, Error> {
     let nodes: Vec<NodeFile> = objects(files)?;
+    once::<NodeFile>(nodes.iter().map(|node| &node.metadata))?;
     let facts = nodes.into_iter().map(|node| {
         let node = Node {
             metadata: node.metadata,
@@ -118,9 +136,10 @@ pub fn nodes(files: &[std::path::PathBuf]) -> Result<Vec<NodeFacts>, Error> {
 /// The pods of files that placement has to know of.
 ///
 /// # Errors
-/// When a file cannot be read or holds something else.
+/// When a file cannot be read or holds something else, or a pod is given twice.
 pub fn pods(files: &[std::path::PathBuf]) -> Result<Vec<Arc<Pod>>, Error> {
     let pods: Vec<PodFile> = objects(files)?;
+    once::<PodFile>(pods.iter().map(|pod| &pod.metadata))?;
     let pods = pods.into_iter().map(|pod| Pod {
         metadata: pod.metadata,
         spec: pod.spec,
