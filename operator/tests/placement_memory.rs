@@ -33,7 +33,15 @@ fn a_pods_memory_limit_is_what_model_dtype_and_batch_need() {
     // The guide's figures for DGX Spark: 8 GB for batches of 128, 14 GB for 256.
     assert_eq!(spark("{overrides: {dgx-spark: {batchSize: 128}}}"), "8Gi");
     assert_eq!(spark("{overrides: {dgx-spark: {batchSize: 256}}}"), "14Gi");
+    assert_eq!(spark("{dtype: BFloat16}"), "8Gi", "what the class has by default");
     assert_eq!(spark("{dtype: Float32}"), "14848Mi", "numbers of twice the size");
+    let message = pool(node("dgx-spark"), "{dtype: Float32}").message;
+    assert!(
+        message.contains("Memory is 14.5Gi instead of the class's 8Gi: that is what batches of 128 crops in Float32 need."),
+        "{message}"
+    );
+    let message = pool(node("dgx-spark"), "{}").message;
+    assert!(!message.contains("instead of the class's"), "{message}");
     let cpu = |yaml: &str| pool(with_memory(bare("n", "amd64", &[]), 64 * GIB), yaml).memory.0;
     assert_eq!(cpu("{}"), "4Gi");
     assert_eq!(cpu("{overrides: {cpu-amd64: {batchSize: 32}}}"), "6Gi");

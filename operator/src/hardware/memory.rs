@@ -30,7 +30,7 @@ pub struct Fit {
     pub batch_size: i32,
     /// Memory limit and request of a pod.
     pub memory: Quantity,
-    /// A sentence when the batch is smaller than what was asked for.
+    /// A sentence when the batch is smaller than what was asked for, or the memory more than the class's limit.
     pub note: Option<String>,
 }
 
@@ -84,7 +84,15 @@ pub fn fit(
             text(holds)
         ));
     };
-    let note = (batch_size < asked).then(|| {
+    let more = (bytes > limit).then(|| {
+        format!(
+            "Memory is {} instead of the class's {}: that is what batches of {batch_size} crops in {} need.",
+            text(bytes),
+            class.memory.limit,
+            dtype.as_str()
+        )
+    });
+    let smaller = (batch_size < asked).then(|| {
         let whose = if change.is_some_and(|change| change.batch_size.is_some()) {
             "overrides ask for batches of"
         } else {
@@ -96,14 +104,15 @@ pub fn fit(
             text(holds)
         )
     });
+    let notes: Vec<String> = smaller.into_iter().chain(more).collect();
     Ok(Fit {
         batch_size,
+        note: (!notes.is_empty()).then(|| notes.join(" ")),
         memory: if bytes == limit {
             class.memory.limit.clone()
         } else {
             quantity(bytes)
         },
-        note,
     })
 }
 
