@@ -167,7 +167,11 @@ fn under_deny_it_is_not_ready_and_says_why() {
     // Nothing serves on a lesser device.
     assert_eq!(condition(&status, ConditionType::Degraded).0, ConditionStatus::False);
     assert_eq!(status.summary.as_deref(), Some("DeviceMismatch"));
-    assert_eq!((status.pools[0].verified, status.pools[0].on_cpu), (0, 0), "it does not serve");
+    assert_eq!(
+        (status.pools[0].verified, status.pools[0].on_cpu),
+        (0, 0),
+        "it does not serve"
+    );
     let warnings = notices(None, &status);
     assert!(
         warnings

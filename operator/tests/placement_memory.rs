@@ -37,7 +37,9 @@ fn a_pods_memory_limit_is_what_model_dtype_and_batch_need() {
     assert_eq!(spark("{dtype: Float32}"), "14848Mi", "numbers of twice the size");
     let message = pool(node("dgx-spark"), "{dtype: Float32}").message;
     assert!(
-        message.contains("Memory is 14.5Gi instead of the class's 8Gi: that is what batches of 128 crops in Float32 need."),
+        message.contains(
+            "Memory is 14.5Gi instead of the class's 8Gi: that is what batches of 128 crops in Float32 need."
+        ),
         "{message}"
     );
     let message = pool(node("dgx-spark"), "{}").message;
@@ -248,16 +250,27 @@ fn a_cpu_request_that_no_node_holds_leaves_the_pool_empty() {
     assert!(refused.placed.1.contains(words), "{}", refused.placed.1);
     assert_eq!(refused.pools[0].reason, Reason::CpuDoesNotFit);
     // The class's own request, too; and another class takes the replica.
-    let nodes = [NodeFacts { cpu_milli: Some(1500), ..node("dgx-spark") }, cpus(4000)];
+    let nodes = [
+        NodeFacts {
+            cpu_milli: Some(1500),
+            ..node("dgx-spark")
+        },
+        cpus(4000),
+    ];
     let degraded = plan("{}", &index(&nodes));
     assert_eq!(shares(&degraded), [("cpu-amd64", 1)]);
     let why = degraded.degraded.unwrap();
     assert!(why.contains("each pod asks for 2 CPUs"), "{why}");
     // Nodes that come on demand may be larger, and a node that does not say may have any number.
     let mut classes = built_in();
-    let class = classes.iter_mut().find(|class| class.metadata.name.as_deref() == Some("cpu-amd64"));
+    let class = classes
+        .iter_mut()
+        .find(|class| class.metadata.name.as_deref() == Some("cpu-amd64"));
     class.unwrap().spec.autoscaled = true;
     let autoscaled = ClassIndex::new(&classes, &[cpus(1000)], |_, _| 0);
     assert_eq!(shares(&plan(&asks("4"), &autoscaled)), [("cpu-amd64", 1)]);
-    assert_eq!(shares(&plan(&asks("4"), &index(&[bare("n", "amd64", &[])]))), [("cpu-amd64", 1)]);
+    assert_eq!(
+        shares(&plan(&asks("4"), &index(&[bare("n", "amd64", &[])]))),
+        [("cpu-amd64", 1)]
+    );
 }

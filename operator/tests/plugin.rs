@@ -387,7 +387,15 @@ fn what_is_left_out_of_yaml_changes_nothing() {
 #[test]
 fn a_node_or_pod_that_is_given_twice_is_an_error() {
     let folder = cluster();
-    let twice = folder.run(&["plan", "-f", "parser.yaml", "--nodes", "nodes.json", "--nodes", "nodes.json"]);
+    let twice = folder.run(&[
+        "plan",
+        "-f",
+        "parser.yaml",
+        "--nodes",
+        "nodes.json",
+        "--nodes",
+        "nodes.json",
+    ]);
     assert_ne!(twice.code, 0, "{}", twice.out);
     assert!(twice.err.contains("Node dgx-spark is given twice"), "{}", twice.err);
     let pod = json!({
@@ -395,8 +403,20 @@ fn a_node_or_pod_that_is_given_twice_is_an_error() {
         "spec": {"nodeName": "x86-rtx", "containers": [{"name": "c", "resources": {"requests": {"nvidia.com/gpu": "1"}}}]},
         "status": {"phase": "Running"},
     });
-    fs::write(folder.path("pods.json"), json!({"apiVersion": "v1", "kind": "List", "items": [pod, pod]}).to_string()).unwrap();
-    let twice = folder.run(&["plan", "-f", "parser.yaml", "--nodes", "nodes.json", "--pods", "pods.json"]);
+    fs::write(
+        folder.path("pods.json"),
+        json!({"apiVersion": "v1", "kind": "List", "items": [pod, pod]}).to_string(),
+    )
+    .unwrap();
+    let twice = folder.run(&[
+        "plan",
+        "-f",
+        "parser.yaml",
+        "--nodes",
+        "nodes.json",
+        "--pods",
+        "pods.json",
+    ]);
     assert!(twice.err.contains("Pod a/p is given twice"), "{}", twice.err);
 }
 

@@ -131,9 +131,13 @@ fn pods_fit_where_the_class_is() {
 fn a_gpu_of_another_maker_is_never_silently_a_cpu_node() {
     for (name, resource) in [("amd-mi300x", "amd.com/gpu"), ("intel-flex", "gpu.intel.com/i915")] {
         let report = report(name);
-        let words = format!("{resource}, which no class takes on such a node: the images of this release do not compute on it");
+        let words =
+            format!("{resource}, which no class takes on such a node: the images of this release do not compute on it");
         assert!(report.because().contains(&words), "{}", report.because());
-        assert_eq!(report.fact(What::GpuUnits).unwrap().source, format!("allocatable {resource}"));
+        assert_eq!(
+            report.fact(What::GpuUnits).unwrap().source,
+            format!("allocatable {resource}")
+        );
         let mut classes = built_in();
         let mut own = classes
             .iter()

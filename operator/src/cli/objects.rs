@@ -109,7 +109,10 @@ fn once<'a, K: Kind>(meta: impl Iterator<Item = &'a ObjectMeta>) -> Result<(), E
                 .namespace
                 .as_ref()
                 .map_or(name.to_owned(), |namespace| format!("{namespace}/{name}"));
-            return Err(Error::Usage(format!("{} {name} is given twice; leave one of the two out", K::KIND)));
+            return Err(Error::Usage(format!(
+                "{} {name} is given twice; leave one of the two out",
+                K::KIND
+            )));
         }
     }
     Ok(())

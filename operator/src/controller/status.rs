@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use hawkeye_crds::v1alpha1::{Condition, ConditionStatus, ConditionType, Device, HawkeyeDeploymentStatus, PoolStatus, Reason};
+use hawkeye_crds::v1alpha1::{
+    Condition, ConditionStatus, ConditionType, Device, HawkeyeDeploymentStatus, PoolStatus, Reason,
+};
 use k8s_openapi::api::{
     apps::v1::{Deployment, DeploymentStatus},
     core::v1::Service,
@@ -115,7 +117,11 @@ fn ready(pods: Option<&Vec<&Arc<Pod>>>) -> i32 {
 }
 
 fn on_cpu(device: Device, tally: &Tally<'_>, before: i32) -> i32 {
-    if device == Device::Cpu { 0 } else { tally.elsewhere(before) }
+    if device == Device::Cpu {
+        0
+    } else {
+        tally.elsewhere(before)
+    }
 }
 
 fn pool_status(

@@ -205,9 +205,7 @@ pub fn cpu_does_not_fit(cpu: &Quantity, change: Option<&PoolOverride>, largest: 
         "each pod asks for"
     };
     let holds_cpus = holds as f64 / 1000.0;
-    (asked > holds).then(|| {
-        format!("{whose} {cpu} CPUs, and the largest node of the class has {holds_cpus} for pods.")
-    })
+    (asked > holds).then(|| format!("{whose} {cpu} CPUs, and the largest node of the class has {holds_cpus} for pods."))
 }
 
 /// Threads that a pod computes with: its CPU request rounded up, at least 1. More would wait for one another.

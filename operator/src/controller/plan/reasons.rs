@@ -136,7 +136,11 @@ fn share(spec: &HawkeyeDeploymentSpec, candidate: &Candidate<'_>) -> (Reason, St
     if let Some(pin) = pin {
         return (Reason::Placed, trimmed(pin, 0));
     }
-    let pinned = spec.overrides.iter().flatten().any(|(_, change)| change.replicas > Some(0));
+    let pinned = spec
+        .overrides
+        .iter()
+        .flatten()
+        .any(|(_, change)| change.replicas > Some(0));
     let who = if pinned {
         "other classes take every replica, those pinned by overrides first"
     } else {
@@ -337,7 +341,11 @@ fn capacity(candidates: &[Candidate<'_>], device: Option<Device>, free: &Free<'_
             } else {
                 String::new()
             };
-            let off = if class.schedulable == 0 { kept_off(class) } else { String::new() };
+            let off = if class.schedulable == 0 {
+                kept_off(class)
+            } else {
+                String::new()
+            };
             Some(format!(
                 "{} offers {} {resource} on ready, schedulable nodes{off}{others}{siblings}",
                 class.name, class.free
