@@ -348,7 +348,7 @@ fn classes_that_come_too_late_say_so() {
     own.metadata.name = Some("own".into());
     own.spec.priority = 500;
     classes.push(own);
-    let index = hawkeye_operator::hardware::ClassIndex::new(&classes, &[] as &[NodeFacts], |_, _| 0);
+    let index = ClassIndex::new(&classes, &[] as &[NodeFacts], |_, _| 0);
     let report = describe(&index, &publisher("gke-l4"));
     assert_eq!(report.class.as_deref(), Ok("own"));
     let why = |name: &str| &report.rejected.iter().find(|one| one.class == name).unwrap().message;
@@ -357,7 +357,7 @@ fn classes_that_come_too_late_say_so() {
         "it admits the node, but own has the higher priority (500 over 80)"
     );
     classes.pop();
-    let index = hawkeye_operator::hardware::ClassIndex::new(&classes, &[] as &[NodeFacts], |_, _| 0);
+    let index = ClassIndex::new(&classes, &[] as &[NodeFacts], |_, _| 0);
     let report = describe(&index, &publisher("gke-l4"));
     assert_eq!(report.class.as_deref(), Ok("a-twin"));
     let twin = report.rejected.iter().find(|one| one.class == "cuda-amd64").unwrap();
