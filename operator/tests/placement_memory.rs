@@ -225,7 +225,10 @@ proptest! {
         if let Some(fit) = fit(largest) {
             prop_assert!(fit.memory.units().unwrap() <= largest);
             prop_assert!((0..11).any(|shift| batch >> shift == fit.batch_size));
-            prop_assert_eq!(fit.note.is_some(), fit.batch_size < batch);
+            let note = fit.note.unwrap_or_default();
+            prop_assert_eq!(note.contains("Batches of"), fit.batch_size < batch);
+            let more = fit.memory.units() > class.memory.limit.units();
+            prop_assert_eq!(note.contains("instead of the class's"), more);
         }
         let (small, large) = (fit(largest.min(less)), fit(largest.max(less)));
         prop_assert!(small.map_or(0, |fit| fit.batch_size) <= large.map_or(0, |fit| fit.batch_size));
