@@ -9,6 +9,7 @@ use std::{
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
@@ -246,11 +247,39 @@ pub fn ensure(cache: &Cache, groups: &[Group], progress: &Progress) -> Result<()
         lock.lock().context(|| format!("locking {}", lock_path.display()))?;
     }
     // The other run may have built everything while this one waited.
-    for (group, fingerprint) in self::missing(cache, groups)? {
-        build(cache, &group, progress)?;
-        fs::write(group.stamp(cache), fingerprint).context(|| format!("writing the stamp of {}", group.name))?;
+    let missing = self::missing(cache, groups)?;
+    if command::find("go").is_none() && !missing.is_empty() {
+        return Err(Error::MissingPrograms {
+            missing: "go (1.26.6 or newer)".into(),
+            packages: "golang-go".into(),
+        });
     }
-    Ok(())
+    let (fetched, sources) = mpsc::channel();
+    std::thread::scope(|scope| {
+        // The next sources are fetched while the last are compiled: one waits for the network, the other for the processor.
+        let (missing, sources) = (&missing, sources);
+        scope.spawn(move || {
+            for (group, _) in missing {
+                // Nobody receives once a build has failed.
+                if fetched.send(fetch(group)).is_err() {
+                    break;
+                }
+            }
+        });
+        for (group, fingerprint) in missing {
+            progress.step(format!("tools: {}: fetching sources", group.name));
+            let packages = sources.recv().unwrap_or(Ok(0))?;
+            build(cache, group, packages, progress)?;
+            fs::write(group.stamp(cache), fingerprint).context(|| format!("writing the stamp of {}", group.name))?;
+        }
+        Ok(())
+    })
+}
+
+/// Fetches what a group is compiled from, and says how many packages that is.
+fn fetch(group: &Group) -> Result<usize> {
+    let listed = command::run(go(group).args(["list", "-deps"]).args(group.packages))?;
+    Ok(listed.lines().count())
 }
 
 fn missing(cache: &Cache, groups: &[Group]) -> Result<Vec<(Group, String)>> {
@@ -276,17 +305,7 @@ fn go(group: &Group) -> Command {
     command
 }
 
-fn build(cache: &Cache, group: &Group, progress: &Progress) -> Result<()> {
-    if command::find("go").is_none() {
-        return Err(Error::MissingPrograms {
-            missing: "go (1.26.6 or newer)".into(),
-            packages: "golang-go".into(),
-        });
-    }
-    progress.step(format!("tools: {}: fetching sources", group.name));
-    let packages = command::run(go(group).args(["list", "-deps"]).args(group.packages))?
-        .lines()
-        .count();
+fn build(cache: &Cache, group: &Group, packages: usize, progress: &Progress) -> Result<()> {
     progress.step(format!("tools: {}: compiling up to {packages} packages", group.name));
     let started = Instant::now();
     let target = tempfile::tempdir_in(cache.tools()).context(|| "creating a folder for the build".into())?;

@@ -369,7 +369,7 @@ fn pool_report(object: &HawkeyeDeployment, pool: PoolPlan, images: &Images) -> P
         image: images.of(pool.variant(), &object.spec, change),
         memory: pool.memory,
         cpu: pool.cpu,
-        resource: pool.spec.resource,
+        resource: pool.spec.resource.clone(),
         nodes: pool.nodes,
         reason: pool.reason.as_str(),
         message: pool.message,

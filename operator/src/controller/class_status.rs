@@ -188,7 +188,7 @@ impl Writer {
     async fn write_one(&self, object: &HardwareClass, index: &ClassIndex, now: &str) -> Result<(), Error> {
         let name = object.name_any();
         // The index is older than the store where a class is new; it comes with the next one.
-        let Some(class) = index.get(&name).filter(|class| class.spec == object.spec) else {
+        let Some(class) = index.get(&name).filter(|class| *class.spec == object.spec) else {
             return Ok(());
         };
         let new = status(class, object.metadata.generation, object.status.as_ref(), now);

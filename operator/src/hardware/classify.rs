@@ -5,6 +5,7 @@
 use std::{
     borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
 
 use hawkeye_crds::v1alpha1::{
@@ -44,8 +45,8 @@ pub const CLOCK: &str = "%Y-%m-%dT%H:%M:%SZ";
 pub struct ClassNodes {
     /// Name of the class.
     pub name: String,
-    /// Its spec.
-    pub spec: HardwareClassSpec,
+    /// Its spec, which every plan of a pool shares: label lists of clouds are long.
+    pub spec: Arc<HardwareClassSpec>,
     /// Nodes that belong to it, ready or not.
     pub nodes: u32,
     /// Of these, nodes whose taints its pods tolerate, ready or not.
@@ -288,7 +289,7 @@ pub fn by_priority<'a>(classes: impl IntoIterator<Item = &'a HardwareClass>) -> 
         .into_iter()
         .map(|class| ClassNodes {
             name: class.metadata.name.clone().unwrap_or_default(),
-            spec: class.spec.clone(),
+            spec: Arc::new(class.spec.clone()),
             nodes: 0,
             intended: 0,
             schedulable: 0,

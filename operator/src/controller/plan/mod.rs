@@ -6,7 +6,7 @@
 pub mod handover;
 mod reasons;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use hawkeye_crds::v1alpha1::{
     Device, DeviceChoice, Dtype, Fallback, HardwareClassSpec, HawkeyeDeploymentSpec, ImageVariant, PoolOverride,
@@ -98,7 +98,7 @@ pub struct PoolPlan {
     /// Name of the class.
     pub class: String,
     /// The class as planned with.
-    pub spec: HardwareClassSpec,
+    pub spec: Arc<HardwareClassSpec>,
     /// Nodes of the class, ready or not.
     pub nodes: u32,
     /// Pods planned; 0 when the class was passed over.
@@ -493,7 +493,7 @@ fn pool(spec: &HawkeyeDeploymentSpec, candidate: Candidate<'_>) -> PoolPlan {
     let class = candidate.class;
     PoolPlan {
         class: class.name.clone(),
-        spec: class.spec.clone(),
+        spec: Arc::clone(&class.spec),
         nodes: class.nodes,
         replicas: candidate.given + candidate.extra,
         extra: candidate.extra,
