@@ -8,6 +8,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod fetch;
+pub mod http;
 pub mod input;
 pub mod metrics;
 pub mod one_shot;
