@@ -4,6 +4,7 @@
 pub mod admission;
 pub mod api;
 pub mod config;
+pub mod crop_cache;
 pub mod device;
 pub mod engine;
 pub mod error;
@@ -13,6 +14,7 @@ pub mod input;
 pub mod metrics;
 pub mod one_shot;
 pub mod openapi;
+pub mod pool;
 pub mod routes;
 pub mod serve;
 pub mod service;

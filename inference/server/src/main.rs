@@ -76,11 +76,8 @@ fn leave(code: i32) -> ! {
 }
 
 fn parse(args: &ParseArgs) -> ExitCode {
-    match one_shot::run(
-        args,
-        backends::loader(&args.model, args.model.expectation(None)),
-        &mut stdout().lock(),
-    ) {
+    let load = backends::loader(&args.model, args.model.expectation(None));
+    match one_shot::run(args, || load(0), &mut stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, error.exit_code()),
     }
