@@ -5,6 +5,7 @@ pub mod admission;
 pub mod api;
 pub mod config;
 pub mod crop_cache;
+pub mod detect;
 pub mod device;
 pub mod engine;
 pub mod error;

@@ -3,10 +3,13 @@
 mod backends;
 
 use clap::Parser as _;
-use hawkeye_inference::config::{Cli, Command, FetchArgs, LogFormat, ParseArgs, ServeArgs};
+use hawkeye_inference::config::{Cli, Command, DetectArgs, FetchArgs, LogFormat, ParseArgs, ServeArgs};
+use hawkeye_inference::detect::{Platform, Seen, vendor};
 use hawkeye_inference::engine::with_causes;
 use hawkeye_inference::serve::Ended;
 use hawkeye_inference::{fetch, one_shot, service};
+use hawkeye_pipeline::device::DeviceChoice;
+use hawkeye_torch::Device;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,6 +34,10 @@ fn main() -> ExitCode {
         Command::Fetch(args) => {
             log_to_stderr(cli.log_format, "info");
             fetch(&args, cli.log_format)
+        }
+        Command::Detect(args) => {
+            log_to_stderr(cli.log_format, "warn");
+            detect(args)
         }
     }
 }
@@ -105,6 +112,29 @@ fn fetch(args: &FetchArgs, format: LogFormat) -> ExitCode {
         return ExitCode::from(error.exit_code());
     }
     fail(&error, error.exit_code())
+}
+
+fn detect(args: DetectArgs) -> ExitCode {
+    // Always there: in the end the processor is taken.
+    let device = match Device::open(DeviceChoice::Auto) {
+        Ok(device) => device,
+        Err(error) => return fail(&error, 1),
+    };
+    let platform = Platform::new(Seen {
+        arch: std::env::consts::ARCH,
+        os: std::env::consts::OS,
+        device: device.kind(),
+        device_name: device.name(),
+        vendor: &vendor(),
+    });
+    let text = match platform.render(args.format) {
+        Ok(text) => text,
+        Err(error) => return fail(&error, 1),
+    };
+    match stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 1),
+    }
 }
 
 fn fail(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {

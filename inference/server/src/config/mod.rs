@@ -22,7 +22,7 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Log format on stderr. What is logged: `RUST_LOG` (default `info`; for `parse`: `warn`).
+    /// Log format on stderr. What is logged: `RUST_LOG` (default `info`; for `parse` and `detect`: `warn`).
     #[arg(
         long,
         global = true,
@@ -42,6 +42,8 @@ pub enum Command {
     Parse(Box<ParseArgs>),
     /// Download a model bundle, check it, and put it into a folder
     Fetch(Box<FetchArgs>),
+    /// Print what kind of machine this is, for scripts
+    Detect(DetectArgs),
 }
 
 /// Log formats.
@@ -257,6 +259,23 @@ pub struct FetchArgs {
     /// Also write the reason of a failure to this file (Kubernetes shows what is in /dev/termination-log)
     #[arg(long, value_name = "FILE")]
     pub message_file: Option<PathBuf>,
+}
+
+/// Options of `detect`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DetectArgs {
+    /// env: lines for a shell's eval; json: one object
+    #[arg(long, default_value = "env", ignore_case = true)]
+    pub format: DetectFormat,
+}
+
+/// Formats of `detect`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DetectFormat {
+    /// `export NAME='value'` lines.
+    Env,
+    /// One object.
+    Json,
 }
 
 /// Variables of the Python service that are no settings here, and what takes their place.
