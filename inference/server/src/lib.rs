@@ -3,6 +3,7 @@
 
 pub mod admission;
 pub mod api;
+pub mod bench;
 pub mod config;
 pub mod crop_cache;
 pub mod detect;

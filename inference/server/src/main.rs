@@ -3,11 +3,11 @@
 mod backends;
 
 use clap::Parser as _;
-use hawkeye_inference::config::{Cli, Command, DetectArgs, FetchArgs, LogFormat, ParseArgs, ServeArgs};
+use hawkeye_inference::config::{BenchArgs, Cli, Command, DetectArgs, FetchArgs, LogFormat, ParseArgs, ServeArgs};
 use hawkeye_inference::detect::{Platform, Seen, vendor};
 use hawkeye_inference::engine::with_causes;
 use hawkeye_inference::serve::Ended;
-use hawkeye_inference::{fetch, one_shot, service};
+use hawkeye_inference::{bench, fetch, one_shot, service};
 use hawkeye_pipeline::device::DeviceChoice;
 use hawkeye_torch::Device;
 use std::io::{IsTerminal, Write, stderr, stdout};
@@ -38,6 +38,10 @@ fn main() -> ExitCode {
         Command::Detect(args) => {
             log_to_stderr(cli.log_format, "warn");
             detect(args)
+        }
+        Command::Bench(args) => {
+            log_to_stderr(cli.log_format, "warn");
+            bench(&args)
         }
     }
 }
@@ -132,6 +136,14 @@ fn detect(args: DetectArgs) -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     match stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 1),
+    }
+}
+
+fn bench(args: &BenchArgs) -> ExitCode {
+    let load = backends::loader(&args.model, args.model.expectation(None));
+    match bench::run(args, || load(0), &mut stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, 1),
     }

@@ -22,7 +22,7 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Log format on stderr. What is logged: `RUST_LOG` (default `info`; for `parse` and `detect`: `warn`).
+    /// Log format on stderr. What is logged: `RUST_LOG` (default `info`; for `parse`, `detect` and `bench`: `warn`).
     #[arg(
         long,
         global = true,
@@ -44,6 +44,8 @@ pub enum Command {
     Fetch(Box<FetchArgs>),
     /// Print what kind of machine this is, for scripts
     Detect(DetectArgs),
+    /// Measure a running service, or the models alone
+    Bench(Box<BenchArgs>),
 }
 
 /// Log formats.
@@ -276,6 +278,42 @@ pub enum DetectFormat {
     Env,
     /// One object.
     Json,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Screenshots (PNG, JPEG, WebP or BMP), used in turn
+    #[arg(required = true)]
+    pub images: Vec<PathBuf>,
+    /// Service to measure, e.g. http://localhost:9989; without it the models are measured in this process, one screenshot after
+    /// another, from the file to the encoded overlay
+    #[arg(long, value_name = "URL", value_parser = web_address)]
+    pub url: Option<Url>,
+    /// Requests at a time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096), requires = "url")]
+    pub concurrency: u32,
+    /// How long to measure
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub duration: Duration,
+    /// Parses before that, which do not count
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub warm_up: u32,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Name of the scenario in what is printed
+    #[arg(long, value_name = "TEXT", default_value = "bench")]
+    pub name: String,
+    /// Ask for no annotated picture
+    #[arg(long)]
+    pub no_som: bool,
+    /// Do not read text
+    #[arg(long)]
+    pub no_ocr: bool,
+    /// Settings of the models, for a measurement without a service.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// Variables of the Python service that are no settings here, and what takes their place.
