@@ -24,3 +24,4 @@ pub mod shutdown;
 pub mod stall;
 pub mod steps;
 pub mod table;
+pub mod telemetry;

@@ -16,6 +16,7 @@ use crate::input::Settings;
 use crate::metrics::{Code, Metrics, Outcome, Route};
 use crate::openapi;
 use crate::shutdown::PhaseReceiver;
+use crate::telemetry;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, Uri};
@@ -23,6 +24,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use hawkeye_pipeline::decode::DecodeLimits;
+use opentelemetry::trace::Status;
 use serde_json::json;
 use std::any::Any;
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 use tracing::Instrument;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -301,11 +304,22 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
         .and_then(|id| id.header_value().to_str().ok())
         .unwrap_or_default();
     let id: String = id.chars().take(64).collect();
-    let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
+    let (method, path) = (request.method(), request.uri().path());
+    let span = if watch.route.is_parse() {
+        tracing::info_span!("request", id, %method, path)
+    } else {
+        // Probes and scrapes come every few seconds: no traces of those.
+        tracing::debug_span!("request", id, %method, path)
+    };
+    telemetry::follow(&span, request.headers());
 
     let response = next.run(request).instrument(span.clone()).await;
 
     let status = response.status();
+    span.set_attribute("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.set_status(Status::error(""));
+    }
     let error = response.extensions().get::<ApiError>();
     watch.code = match status.as_u16() {
         500.. => Code::ServerError,
@@ -327,7 +341,6 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
         Some(ApiError::Schema(errors)) => tracing::info!(status, milliseconds, ?errors, "answered"),
         Some(error) if watch.route.is_parse() => tracing::info!(status, milliseconds, %error, "answered"),
         None if watch.route.is_parse() => tracing::info!(status, milliseconds, steps, "answered"),
-        // Probes and scrapes come every few seconds.
         _ => tracing::debug!(status, milliseconds, "answered"),
     }
     response
