@@ -48,6 +48,27 @@ pub enum DecodeError {
 /// # Errors
 /// [`DecodeError`]; dimensions are checked before pixels are decoded.
 pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+    let mut decoder = open(bytes, limits)?;
+    let (width, height) = decoder.dimensions();
+    // 16-bit RGBA is the widest pixel; as much again for the decoder's own buffers.
+    let mut budget = Limits::default();
+    budget.max_image_width = Some(limits.max_side);
+    budget.max_image_height = Some(limits.max_side);
+    budget.max_alloc = Some(u64::from(width) * u64::from(height) * 16 + (16 << 20));
+    decoder.set_limits(budget).map_err(from_image)?;
+    Ok(DynamicImage::from_decoder(decoder).map_err(from_image)?.into_rgb8())
+}
+
+/// Width and height of what [`decode`] would give, in pixels, without decoding any.
+///
+/// # Errors
+/// [`DecodeError`].
+pub fn dimensions(bytes: &[u8], limits: &DecodeLimits) -> Result<(u32, u32), DecodeError> {
+    Ok(open(bytes, limits)?.dimensions())
+}
+
+/// Reads the header and checks it.
+fn open<'a>(bytes: &'a [u8], limits: &DecodeLimits) -> Result<impl ImageDecoder + 'a, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::BadImage("no data".into()));
     }
@@ -59,24 +80,18 @@ pub fn decode(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeErr
         Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP | ImageFormat::Bmp) => {}
         _ => return Err(DecodeError::BadImage("not a PNG, JPEG, WebP or BMP file".into())),
     }
-    let mut decoder = reader.into_decoder().map_err(from_image)?;
+    let decoder = reader.into_decoder().map_err(from_image)?;
     let (width, height) = decoder.dimensions();
     check_size(width, height, limits)?;
-    // 16-bit RGBA is the widest pixel; as much again for the decoder's own buffers.
-    let mut budget = Limits::default();
-    budget.max_image_width = Some(limits.max_side);
-    budget.max_image_height = Some(limits.max_side);
-    budget.max_alloc = Some(u64::from(width) * u64::from(height) * 16 + (16 << 20));
-    decoder.set_limits(budget).map_err(from_image)?;
-    Ok(DynamicImage::from_decoder(decoder).map_err(from_image)?.into_rgb8())
+    Ok(decoder)
 }
 
-/// Decodes base64 text, then the image in it. Everything up to the first comma is taken for a data-URL prefix and dropped;
-/// white space is ignored and padding is optional.
+/// The image file in base64 text. Everything up to the first comma is taken for a data-URL prefix and dropped; white space is
+/// ignored and padding is optional.
 ///
 /// # Errors
 /// [`DecodeError`]; the length is checked before the text is decoded.
-pub fn decode_base64(text: &str, limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
+pub fn from_base64(text: &str, limits: &DecodeLimits) -> Result<Vec<u8>, DecodeError> {
     const ENGINE: GeneralPurpose = GeneralPurpose::new(
         &STANDARD,
         GeneralPurposeConfig::new()
@@ -84,7 +99,7 @@ pub fn decode_base64(text: &str, limits: &DecodeLimits) -> Result<RgbImage, Deco
             .with_decode_allow_trailing_bits(true),
     );
     let payload = text.split_once(',').map_or(text, |(_, payload)| payload).trim();
-    let bytes = if payload.bytes().any(|byte| byte.is_ascii_whitespace()) {
+    if payload.bytes().any(|byte| byte.is_ascii_whitespace()) {
         let packed: Vec<u8> = payload.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
         check_bytes(packed.len() / 4 * 3, limits)?;
         ENGINE.decode(packed)
@@ -92,8 +107,7 @@ pub fn decode_base64(text: &str, limits: &DecodeLimits) -> Result<RgbImage, Deco
         check_bytes(payload.len() / 4 * 3, limits)?;
         ENGINE.decode(payload)
     }
-    .map_err(|e| DecodeError::BadImage(format!("not base64: {e}")))?;
-    decode(&bytes, limits)
+    .map_err(|e| DecodeError::BadImage(format!("not base64: {e}")))
 }
 
 fn check_bytes(length: usize, limits: &DecodeLimits) -> Result<(), DecodeError> {
@@ -171,13 +185,10 @@ mod tests {
             .collect();
         let data_url = format!("data:image/png;base64,{plain}");
         for text in [plain, STANDARD_NO_PAD.encode(&file), data_url, broken] {
-            assert_eq!(
-                decode_base64(&text, &DecodeLimits::default()).unwrap().dimensions(),
-                (3, 2),
-                "{text}"
-            );
+            assert_eq!(from_base64(&text, &DecodeLimits::default()).unwrap(), file, "{text}");
         }
-        let error = decode_base64("§§", &DecodeLimits::default()).unwrap_err();
+        assert_eq!(dimensions(&file, &DecodeLimits::default()).unwrap(), (3, 2));
+        let error = from_base64("§§", &DecodeLimits::default()).unwrap_err();
         assert!(matches!(error, DecodeError::BadImage(_)), "{error}");
     }
 
@@ -194,6 +205,7 @@ mod tests {
             ..DecodeLimits::default()
         };
         assert!(matches!(decode(&file, &limits), Err(DecodeError::TooLarge(_))));
+        assert!(matches!(dimensions(&file, &limits), Err(DecodeError::TooLarge(_))));
     }
 
     #[test]

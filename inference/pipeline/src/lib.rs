@@ -1,5 +1,6 @@
 //! Screen parsing without torch and HTTP: images, boxes, NMS, merge, overlay, profiles and the model traits.
 
+pub mod batches;
 pub mod bundle;
 pub mod caption;
 pub mod decode;

@@ -14,6 +14,14 @@ pub enum ModelError {
         /// What the backend said.
         message: String,
     },
+    /// The device's memory does not hold this call; a smaller one may fit.
+    #[error("{model}: {message}")]
+    OutOfMemory {
+        /// `detector`, `text reader` or `captioner`.
+        model: &'static str,
+        /// What the backend said.
+        message: String,
+    },
 }
 
 /// A candidate icon before non-maximum suppression.
@@ -67,6 +75,15 @@ impl std::str::FromStr for CaptionPrompt {
     }
 }
 
+/// Memory of a device, bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// In use, by whomever.
+    pub used: u64,
+    /// All of it.
+    pub total: u64,
+}
+
 /// Finds icons.
 pub trait Detector {
     /// All candidates of at least `min_score`, before NMS, in any order.
@@ -74,6 +91,12 @@ pub trait Detector {
     /// # Errors
     /// [`ModelError`] when the backend fails.
     fn detect(&mut self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<Detection>, ModelError>;
+
+    /// Memory of the device that it runs on; `None` for one that has none of its own, or does not tell. Called by the thread
+    /// that calls the rest.
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        None
+    }
 }
 
 /// Finds and reads lines of text.

@@ -67,13 +67,12 @@ impl Style {
     }
 }
 
-/// Draws `marks` onto a copy of the screenshot, numbered from 0 in their order.
+/// The screenshot with `marks` drawn onto it, numbered from 0 in their order.
 ///
 /// A label takes the first free slot of: above at the left edge, beside at the left, beside at the right, above at the right
 /// edge; a slot is free when it lies in the picture and no other element covers more than 0.3 of either. Without a free slot the
 /// label sits above at the left edge, moved into the picture.
-pub fn draw_marks(screenshot: &RgbImage, marks: &[PixelRect]) -> RgbImage {
-    let mut picture = screenshot.clone();
+pub fn draw_marks(mut picture: RgbImage, marks: &[PixelRect]) -> RgbImage {
     let style = Style::for_width(picture.width());
     let colour = |index: usize| Rgb(COLOURS[index % COLOURS.len()]);
     for (index, mark) in marks.iter().enumerate() {

@@ -1,12 +1,14 @@
-//! One screenshot → its elements: detector, OCR, merge, captions.
+//! One screenshot → its elements, in stages that can be run apart: detector, OCR and merge ([`Parser::find`]), crops of
+//! what has no words ([`Found::crops`]), captions ([`Parser::describe`]), and both together ([`Found::described`]).
 
 use crate::{
+    batches::Batches,
     geometry::{PixelRect, Rect},
     merge::{Merged, merge},
-    model::{Captioner, Detector, ModelError, TextReader},
+    model::{CaptionPrompt, Captioner, Detector, DeviceMemory, ModelError, TextReader},
     nms::{DETECTOR_IOU, MAX_DETECTIONS, suppress},
     profile::{Profile, ProfileSettings},
-    resize::resize_exact,
+    resize::Cropper,
 };
 use image::RgbImage;
 use serde::Serialize;
@@ -190,11 +192,69 @@ pub enum ParseError {
     },
 }
 
+/// A screenshot whose elements are found, and which icons the captioner is to be asked about. No model is needed any more.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    parsed: Parsed,
+    /// Elements to be described, by their place in `parsed.elements`. Only what is returned is described, so a caption never
+    /// changes the cut.
+    silent: Vec<usize>,
+    prompt: CaptionPrompt,
+}
+
+impl Found {
+    /// Icons to be described; zero where the request or the lack of a captioner says so.
+    pub fn wanted(&self) -> usize {
+        self.silent.len()
+    }
+
+    /// What the captioner is to be asked.
+    pub const fn prompt(&self) -> CaptionPrompt {
+        self.prompt
+    }
+
+    /// The captioner's input: a square of [`CAPTION_CROP`] pixels for each of the [`wanted`](Self::wanted) icons, in order.
+    /// `screenshot` is the one that they were found on.
+    pub fn crops(&self, screenshot: &RgbImage) -> Vec<RgbImage> {
+        let mut cropper = Cropper::default();
+        let places = self.silent.iter().map(|&at| place_of(&self.parsed.elements[at]));
+        places
+            .map(|place| cropper.crop(screenshot, &place, CAPTION_CROP, CAPTION_CROP))
+            .collect()
+    }
+
+    /// The outcome, with one caption for each of the [`crops`](Self::crops), which took `took` in all.
+    ///
+    /// # Errors
+    /// [`ParseError::CaptionCount`] when there are more or fewer.
+    pub fn described<S: Into<String>>(self, captions: Vec<S>, took: Duration) -> Result<Parsed, ParseError> {
+        let Self { mut parsed, silent, .. } = self;
+        check_count(silent.len(), captions.len())?;
+        parsed.times.caption = took;
+        for (at, caption) in silent.into_iter().zip(captions) {
+            let caption = caption.into();
+            let element = &mut parsed.elements[at];
+            element.content = parsed.full.then(|| caption.clone());
+            element.caption = Some(caption);
+        }
+        Ok(parsed)
+    }
+}
+
+fn check_count(asked: usize, answered: usize) -> Result<(), ParseError> {
+    if asked == answered {
+        Ok(())
+    } else {
+        Err(ParseError::CaptionCount { asked, answered })
+    }
+}
+
 /// The models, bound together. Not shared between threads: the thread that owns the device owns this.
 pub struct Parser {
     detector: Box<dyn Detector + Send>,
     reader: Option<Box<dyn TextReader + Send>>,
     captioner: Option<Box<dyn Captioner + Send>>,
+    batches: Batches,
 }
 
 impl std::fmt::Debug for Parser {
@@ -203,6 +263,7 @@ impl std::fmt::Debug for Parser {
             .debug_struct("Parser")
             .field("reader", &self.reader.is_some())
             .field("captioner", &self.captioner.is_some())
+            .field("batches", &self.batches)
             .finish_non_exhaustive()
     }
 }
@@ -218,6 +279,16 @@ impl Parser {
             detector,
             reader,
             captioner,
+            batches: Batches::new(usize::MAX),
+        }
+    }
+
+    /// The same with at most `size` crops, at least one, in a call of the captioner. Without it there is no bound.
+    #[must_use]
+    pub fn with_batch_size(self, size: usize) -> Self {
+        Self {
+            batches: Batches::new(size),
+            ..self
         }
     }
 
@@ -231,11 +302,35 @@ impl Parser {
         self.captioner.is_some()
     }
 
-    /// Finds the elements of one screenshot.
+    /// The most crops that share one call of the captioner; less than asked for once the device's memory did not hold them.
+    pub const fn batch_size(&self) -> usize {
+        self.batches.size()
+    }
+
+    /// Memory of the device that the models run on, if it has its own and tells.
+    pub fn device_memory(&self) -> Option<DeviceMemory> {
+        self.detector.device_memory()
+    }
+
+    /// All stages for one screenshot, one after the other.
     ///
     /// # Errors
     /// [`ParseError`] when a model fails.
     pub fn parse(&mut self, screenshot: &RgbImage, options: &ParseOptions) -> Result<Parsed, ParseError> {
+        let found = self.find(screenshot, options)?;
+        if found.wanted() == 0 {
+            return Ok(found.parsed);
+        }
+        let started = Instant::now();
+        let captions = self.describe(&found.crops(screenshot), found.prompt())?;
+        found.described(captions, started.elapsed())
+    }
+
+    /// Finds the elements of one screenshot.
+    ///
+    /// # Errors
+    /// [`ParseError`] when a model fails.
+    pub fn find(&mut self, screenshot: &RgbImage, options: &ParseOptions) -> Result<Found, ParseError> {
         let mut times = StageTimes::default();
         let started = Instant::now();
         let candidates = self.detector.detect(screenshot, options.min_confidence)?;
@@ -282,16 +377,16 @@ impl Parser {
             elements.sort_by_key(|element| (!element.interactable, element.content.is_none()));
             elements.truncate(options.profile.max_elements);
         }
+        let silent = if options.include_captions && self.has_captioner() {
+            let without_words = |(at, element): (usize, &Element)| element.caption.is_none().then_some(at);
+            elements.iter().enumerate().filter_map(without_words).collect()
+        } else {
+            Vec::new()
+        };
         times.merge = started.elapsed();
 
-        if options.include_captions && self.has_captioner() {
-            let started = Instant::now();
-            self.caption(screenshot, &mut elements, options, full)?;
-            times.caption = started.elapsed();
-        }
-
         let count = |wanted: ElementKind| elements.iter().filter(|element| element.kind == wanted).count();
-        Ok(Parsed {
+        let parsed = Parsed {
             marks,
             image_size: (width, height),
             full,
@@ -301,48 +396,25 @@ impl Parser {
             interactable_count: elements.iter().filter(|element| element.interactable).count(),
             elements,
             times,
+        };
+        Ok(Found {
+            parsed,
+            silent,
+            prompt: options.profile.prompt,
         })
     }
 
-    /// Asks the captioner about icons without words. Only what is returned is captioned: a caption never changes the cut.
-    fn caption(
-        &mut self,
-        screenshot: &RgbImage,
-        elements: &mut [Element],
-        options: &ParseOptions,
-        full: bool,
-    ) -> Result<(), ParseError> {
+    /// One caption per crop, in order; crops may be those of several screenshots. Empty without a captioner.
+    ///
+    /// # Errors
+    /// [`ParseError`] when the captioner fails.
+    pub fn describe(&mut self, crops: &[RgbImage], prompt: CaptionPrompt) -> Result<Vec<String>, ParseError> {
         let Some(captioner) = &mut self.captioner else {
-            return Ok(());
+            return Ok(Vec::new());
         };
-        let mut silent: Vec<&mut Element> = elements
-            .iter_mut()
-            .filter(|element| element.caption.is_none())
-            .collect();
-        if silent.is_empty() {
-            return Ok(());
-        }
-        let crops: Vec<RgbImage> = silent
-            .iter()
-            .map(|element| {
-                let place = place_of(element);
-                let crop =
-                    image::imageops::crop_imm(screenshot, place.x, place.y, place.width, place.height).to_image();
-                resize_exact(&crop, CAPTION_CROP, CAPTION_CROP)
-            })
-            .collect();
-        let captions = captioner.caption(&crops, options.profile.prompt)?;
-        if captions.len() != crops.len() {
-            return Err(ParseError::CaptionCount {
-                asked: crops.len(),
-                answered: captions.len(),
-            });
-        }
-        for (element, caption) in silent.iter_mut().zip(captions) {
-            element.content = full.then(|| caption.clone());
-            element.caption = Some(caption);
-        }
-        Ok(())
+        let captions = self.batches.describe(captioner.as_mut(), crops, prompt)?;
+        check_count(crops.len(), captions.len())?;
+        Ok(captions)
     }
 }
 

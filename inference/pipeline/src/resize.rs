@@ -1,10 +1,43 @@
 //! Bilinear resizing that agrees with OpenCV's `INTER_LINEAR`, which the models were trained and are compared with.
 
+use crate::geometry::PixelRect;
 use fast_image_resize::{
     FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
-    images::{Image, ImageRef},
+    images::{CroppedImage, Image, ImageRef},
 };
 use image::RgbImage;
+
+/// Cuts pieces out of pictures and resizes them, without a copy of the piece between.
+#[derive(Debug, Default)]
+pub struct Cropper(Resizer);
+
+impl Cropper {
+    /// The piece of `picture` at `place`, which must lie in it, as `width` × `height` pixels (at least 1 × 1), as
+    /// [`resize_exact`] resizes.
+    pub fn crop(&mut self, picture: &RgbImage, place: &PixelRect, width: u32, height: u32) -> RgbImage {
+        let (width, height) = (width.max(1), height.max(1));
+        let mut target = Image::new(width, height, PixelType::U8x3);
+        if place.width > 0 && place.height > 0 {
+            let whole = source(picture);
+            // Not the option to crop, which mixes in pixels from outside of the piece.
+            let piece = CroppedImage::new(&whole, place.x, place.y, place.width, place.height)
+                .expect("the piece lies in the picture");
+            self.0
+                .resize(&piece, &mut target, &bilinear())
+                .expect("both sides are 8-bit RGB");
+        }
+        RgbImage::from_raw(width, height, target.into_vec()).expect("the target was made with this size")
+    }
+}
+
+fn source(picture: &RgbImage) -> ImageRef<'_> {
+    ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3)
+        .expect("an RgbImage holds three bytes a pixel")
+}
+
+fn bilinear() -> ResizeOptions {
+    ResizeOptions::new().resize_alg(ResizeAlg::Interpolation(FilterType::Bilinear))
+}
 
 /// Resizes to exactly `width` × `height` pixels (at least 1 × 1), without keeping the aspect.
 ///
@@ -18,12 +51,9 @@ pub fn resize_exact(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
             RgbImage::new(width, height)
         };
     }
-    let source = ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3)
-        .expect("an RgbImage holds three bytes a pixel");
     let mut target = Image::new(width, height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Interpolation(FilterType::Bilinear));
     Resizer::new()
-        .resize(&source, &mut target, &options)
+        .resize(&source(picture), &mut target, &bilinear())
         .expect("both sides are 8-bit RGB");
     RgbImage::from_raw(width, height, target.into_vec()).expect("the target was made with this size")
 }
@@ -58,6 +88,31 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_piece_is_resized_as_if_it_had_been_cut_out_first() {
+        let picture = RgbImage::from_fn(90, 70, |x, y| Rgb([x as u8 * 2, y as u8 * 3, (x * y) as u8]));
+        let mut cropper = Cropper::default();
+        for (x, y, width, height) in [
+            (0, 0, 90, 70),
+            (13, 7, 20, 31),
+            (89, 69, 1, 1),
+            (5, 60, 64, 10),
+            (20, 3, 64, 64),
+        ] {
+            let place = PixelRect { x, y, width, height };
+            let cut = image::imageops::crop_imm(&picture, x, y, width, height).to_image();
+            let expected = resize_exact(&cut, 64, 64);
+            assert!(cropper.crop(&picture, &place, 64, 64) == expected, "{place:?}");
+        }
+        let nothing = PixelRect {
+            x: 3,
+            y: 3,
+            width: 0,
+            height: 4,
+        };
+        assert_eq!(cropper.crop(&picture, &nothing, 2, 2), RgbImage::new(2, 2));
     }
 
     #[test]

@@ -8,6 +8,8 @@ use hawkeye_pipeline::{
     profile::Profile,
 };
 use image::{Rgb, RgbImage};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Answers with what it was given, as far as the score reaches.
 struct Icons(Vec<Detection>);
@@ -40,6 +42,25 @@ impl Captioner for Words {
         );
         let say = |crop: &RgbImage| format!("{prompt:?} {:?}", crop.get_pixel(0, 0).0);
         Ok(crops.iter().skip(self.drop).map(say).collect())
+    }
+}
+
+/// Runs out of memory with more crops than it holds, and notes how many it was given.
+struct Small {
+    holds: usize,
+    calls: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Captioner for Small {
+    fn caption(&mut self, crops: &[RgbImage], _: CaptionPrompt) -> Result<Vec<String>, ModelError> {
+        self.calls.lock().expect("not poisoned").push(crops.len());
+        if crops.len() > self.holds {
+            return Err(ModelError::OutOfMemory {
+                model: "captioner",
+                message: "CUDA out of memory".into(),
+            });
+        }
+        Ok(crops.iter().map(|crop| crop.get_pixel(0, 0).0[0].to_string()).collect())
     }
 }
 
@@ -323,6 +344,65 @@ fn failing_models_fail_the_parse() {
 }
 
 #[test]
+fn a_batch_that_memory_does_not_hold_is_halved_and_stays_small() {
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let small = Small {
+        holds: 3,
+        calls: Arc::clone(&calls),
+    };
+    let mut parser = Parser::new(Box::new(Icons(vec![])), None, Some(Box::new(small))).with_batch_size(16);
+    let crops: Vec<RgbImage> = (0..20).map(|at| RgbImage::from_pixel(64, 64, Rgb([at; 3]))).collect();
+    let wanted: Vec<String> = (0..20).map(|at| at.to_string()).collect();
+    assert_eq!(parser.describe(&crops, CaptionPrompt::Caption).unwrap(), wanted);
+    assert_eq!(parser.batch_size(), 2);
+    assert_eq!(
+        calls.lock().unwrap()[..4],
+        [16, 8, 4, 2],
+        "each crop that fitted is captioned once"
+    );
+    assert_eq!(calls.lock().unwrap().len(), 3 + 10);
+    calls.lock().unwrap().clear();
+    parser.describe(&crops, CaptionPrompt::Caption).unwrap();
+    assert_eq!(*calls.lock().unwrap(), [2; 10]);
+}
+
+#[test]
+fn one_crop_that_memory_does_not_hold_fails_the_call() {
+    let small = Small {
+        holds: 0,
+        calls: Arc::default(),
+    };
+    let mut parser = Parser::new(Box::new(Icons(vec![])), None, Some(Box::new(small))).with_batch_size(4);
+    let crops = vec![RgbImage::new(64, 64); 4];
+    let error = parser.describe(&crops, CaptionPrompt::Caption).unwrap_err();
+    assert_eq!(error.to_string(), "captioner: CUDA out of memory");
+}
+
+#[test]
+fn stages_that_run_apart_come_to_the_same() {
+    let icons = || vec![icon(10.0, 10.0, 40.0, 40.0, 0.9), icon(100.0, 10.0, 60.0, 30.0, 0.9)];
+    let lines = || vec![line(105.0, 12.0, 50.0, 20.0, "OK")];
+    let options = ParseOptions::default();
+    let mut whole = parser(icons(), lines(), true).parse(&screen(), &options).unwrap();
+    let mut parser = parser(icons(), lines(), true);
+    let found = parser.find(&screen(), &options).unwrap();
+    let crops = found.crops(&screen());
+    assert_eq!((found.wanted(), crops.len()), (1, 1));
+    let short = found.clone().described(Vec::<String>::new(), Duration::ZERO);
+    assert!(matches!(short, Err(ParseError::CaptionCount { asked: 1, answered: 0 })));
+    // The crops of several screenshots share a call.
+    let both = [crops.clone(), crops].concat();
+    let captions = parser.describe(&both, found.prompt()).unwrap();
+    assert_eq!(captions.len(), 2);
+    let mut parts = found
+        .described(vec![captions[1].clone()], Duration::from_millis(3))
+        .unwrap();
+    assert_eq!(parts.times.caption, Duration::from_millis(3));
+    (whole.times, parts.times) = Default::default();
+    assert_eq!(parts, whole);
+}
+
+#[test]
 fn marks_are_drawn_in_bounds_and_leave_the_rest_alone() {
     let icons = vec![
         icon(0.0, 0.0, 30.0, 30.0, 0.9),
@@ -332,7 +412,7 @@ fn marks_are_drawn_in_bounds_and_leave_the_rest_alone() {
     let parsed = parser(icons, vec![], false)
         .parse(&screen(), &ParseOptions::default())
         .unwrap();
-    let picture = draw_marks(&screen(), &parsed.marks);
+    let picture = draw_marks(screen(), &parsed.marks);
     assert_eq!(picture.dimensions(), (400, 300));
     for mark in &parsed.marks {
         assert_ne!(

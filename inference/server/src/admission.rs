@@ -1,10 +1,10 @@
-//! Places in the queue, and when to come back if there is none.
+//! Who is let in, and when to come back who is not.
 
 use crate::error::ApiError;
 use crate::metrics::Metrics;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Weight of the newest parse in the moving average: about the last sixteen count.
 const NEWEST: f64 = 1.0 / 8.0;
@@ -40,68 +40,117 @@ impl ServiceRate {
     }
 }
 
-/// The places. A request keeps its own from before its body is read until it is answered.
+/// What is held now.
+#[derive(Debug, Default)]
+struct Held {
+    requests: usize,
+    /// Crops that are known to wait for a device, and those that are expected of requests which have not been searched yet.
+    crops: usize,
+    rate: ServiceRate,
+    /// Crops of a request, as the last ones had.
+    expected: f64,
+}
+
+/// Decides who is let in, by what is held: requests, because each keeps its body, and crops, because those are what takes time.
+///
+/// The crops of a screenshot are known only once it has been searched. Until then a request counts with as many as the last
+/// ones had, in the mean; at first with the most that the profile returns. From then on it counts with its own, less those
+/// that are cached, and with none once they are described.
 #[derive(Debug, Clone)]
 pub struct Admission {
-    places: Arc<Semaphore>,
-    size: usize,
-    rate: Arc<Mutex<ServiceRate>>,
+    most_requests: usize,
+    held: Arc<Mutex<Held>>,
     metrics: Arc<Metrics>,
 }
 
-/// A place in the queue; given back when dropped.
+/// A place among those that are held; given back when dropped.
 #[derive(Debug)]
 pub struct Admitted {
-    _place: OwnedSemaphorePermit,
-    metrics: Arc<Metrics>,
+    admission: Admission,
+    crops: AtomicUsize,
+}
+
+impl Admitted {
+    /// The screenshot was searched: it counts with `crops` from now on, and later ones are expected to be more like it.
+    pub fn found(&self, crops: usize) {
+        let mut held = self.admission.held();
+        held.expected += (crops as f64 - held.expected) * NEWEST;
+        self.count(&mut held, crops);
+    }
+
+    /// Its crops are described: it counts with none from now on.
+    pub fn described(&self) {
+        self.count(&mut self.admission.held(), 0);
+    }
+
+    fn count(&self, held: &mut Held, crops: usize) {
+        held.crops = held.crops - self.crops.swap(crops, Ordering::Relaxed) + crops;
+        self.admission.show(held);
+    }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.metrics.held.dec();
+        let crops = *self.crops.get_mut();
+        let mut held = self.admission.held();
+        held.requests -= 1;
+        held.crops -= crops;
+        self.admission.show(&held);
     }
 }
 
 impl Admission {
-    /// `size` places, at least one.
-    pub fn new(size: usize, metrics: Arc<Metrics>) -> Self {
-        let size = size.clamp(1, Semaphore::MAX_PERMITS);
+    /// `most_requests` places, at least one; `crops` is what is expected of a request for as long as none was searched.
+    pub fn new(most_requests: usize, crops: usize, metrics: Arc<Metrics>) -> Self {
+        let held = Held {
+            expected: crops as f64,
+            ..Held::default()
+        };
         Self {
-            places: Arc::new(Semaphore::new(size)),
-            size,
-            rate: Arc::default(),
+            most_requests: most_requests.max(1),
+            held: Arc::new(Mutex::new(held)),
             metrics,
         }
     }
 
-    /// A place in the queue. `guess` is the time of one parse, for as long as none was measured.
+    // Nothing that can panic runs under the lock, so a poisoned one is sound.
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, held: &Held) {
+        self.metrics.held.set(held.requests as i64);
+        self.metrics.held_crops.set(held.crops as i64);
+    }
+
+    /// A place for one more request, if with it at most `most_crops` are held; there is always one for the first. `guess` is
+    /// the time of one parse, for as long as none was measured.
     ///
     /// # Errors
     /// [`ApiError::Busy`] when there is none; never waits.
-    pub fn admit(&self, guess: Duration) -> Result<Admitted, ApiError> {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            self.metrics.held.inc();
-            return Ok(Admitted {
-                _place: place,
-                metrics: Arc::clone(&self.metrics),
+    pub fn admit(&self, most_crops: usize, guess: Duration) -> Result<Admitted, ApiError> {
+        let mut held = self.held();
+        let crops = held.expected.round() as usize;
+        let fits = held.requests == 0 || held.crops + crops <= most_crops;
+        if held.requests >= self.most_requests || !fits {
+            return Err(ApiError::Busy {
+                held: held.requests,
+                retry_after: held.rate.retry_after(held.requests, guess),
             });
         }
-        // Copied out: nothing that can panic runs under the lock, so a poisoned one is sound.
-        let rate = *self.rate.lock().unwrap_or_else(PoisonError::into_inner);
-        Err(ApiError::Busy {
-            held: self.size,
-            retry_after: rate.retry_after(self.size, guess),
+        held.requests += 1;
+        held.crops += crops;
+        self.show(&held);
+        drop(held);
+        Ok(Admitted {
+            admission: self.clone(),
+            crops: AtomicUsize::new(crops),
         })
     }
 
-    /// Records a parse that took `took` on the device and ended now.
-    pub fn answered(&self, took: Duration) {
-        let done = Instant::now();
-        let begun = done.checked_sub(took).unwrap_or(done);
-        self.rate
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .answered(begun, done);
+    /// Records a parse that a device began with at `begun` and that ended now.
+    pub fn answered(&self, begun: Instant) {
+        self.held().rate.answered(begun, Instant::now());
     }
 }
 
@@ -143,11 +192,13 @@ mod tests {
         assert!((wait - 10.0).abs() < 1.0, "{wait} s for 20 at one a second, halved");
     }
 
+    const PLENTY: usize = 1000;
+
     #[test]
     fn a_place_comes_back_when_it_is_dropped() {
-        let admission = Admission::new(1, Arc::new(Metrics::new()));
-        let place = admission.admit(SECOND).expect("free");
-        let refused = admission.admit(30 * SECOND).expect_err("taken");
+        let admission = Admission::new(1, 25, Arc::new(Metrics::new()));
+        let place = admission.admit(PLENTY, SECOND).expect("free");
+        let refused = admission.admit(PLENTY, 30 * SECOND).expect_err("taken");
         assert_eq!(
             refused,
             ApiError::Busy {
@@ -156,6 +207,49 @@ mod tests {
             }
         );
         drop(place);
-        assert!(admission.admit(SECOND).is_ok());
+        assert!(admission.admit(PLENTY, SECOND).is_ok());
+    }
+
+    #[test]
+    fn crops_are_counted_as_expected_until_they_are_known() {
+        let metrics = Arc::new(Metrics::new());
+        let admission = Admission::new(100, 25, Arc::clone(&metrics));
+        let first = admission.admit(60, SECOND).expect("25 of 60");
+        let second = admission.admit(60, SECOND).expect("50 of 60");
+        assert!(admission.admit(60, SECOND).is_err(), "75 would be too many");
+        first.found(9);
+        let third = admission.admit(60, SECOND).expect("9 + 25 + 23 of 60");
+        assert_eq!((metrics.held.get(), metrics.held_crops.get()), (3, 57));
+        first.described();
+        second.found(300);
+        assert!(
+            admission.admit(60, SECOND).is_err(),
+            "one of them was larger than expected"
+        );
+        second.described();
+        third.described();
+        assert_eq!(metrics.held_crops.get(), 0);
+        assert!(admission.admit(60, SECOND).is_ok(), "58 are expected now");
+        drop((first, second, third));
+        assert_eq!((metrics.held.get(), metrics.held_crops.get()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_expected_follows_what_was_found() {
+        let admission = Admission::new(100, 25, Arc::new(Metrics::new()));
+        for _ in 0..100 {
+            admission.admit(60, SECOND).expect("the first").found(4);
+        }
+        let places: Vec<_> = std::iter::from_fn(|| admission.admit(60, SECOND).ok()).collect();
+        assert_eq!(places.len(), 15);
+    }
+
+    #[test]
+    fn the_first_is_let_in_whatever_it_has() {
+        let admission = Admission::new(100, 300, Arc::new(Metrics::new()));
+        let place = admission.admit(10, SECOND).expect("nothing else is held");
+        assert!(admission.admit(10, SECOND).is_err());
+        drop(place);
+        assert!(admission.admit(10, SECOND).is_ok());
     }
 }

@@ -9,27 +9,27 @@ use hawkeye_pipeline::parser::Parser;
 use hawkeye_torch::{Device, LoadOptions, Loaded, LoadedModel, load, threads};
 use std::time::Duration;
 
-/// A closure that loads the bundle; it must run on the thread that will parse.
+/// A closure that loads the bundle onto the device of a number, from 0; it must run on the thread that will parse.
 pub fn loader(
     args: &ModelArgs,
     expectation: Expectation,
-) -> impl FnOnce() -> Result<(Parser, ModelInfo), LoadError> + Send + 'static {
+) -> impl Fn(usize) -> Result<(Parser, ModelInfo), LoadError> + Send + Sync + 'static {
     let args = args.clone();
-    move || {
+    move |number| {
         let bundle = Bundle::open(&args.bundle)?;
         bundle.refuse_test_weights(args.allow_test_bundle)?;
         let choice = choose(args.device, &expectation, |choice| {
             Device::open(choice).map(|device| device.kind())
         })?;
-        let options = options(&args, &choice);
+        let options = options(&args, &choice, number);
         let loaded = load(&bundle, &options)?;
         let info = describe(&bundle, &loaded, options.batch_size, choice.mismatch)?;
-        Ok((loaded.into_parser(), info))
+        Ok((loaded.into_parser().with_batch_size(options.batch_size), info))
     }
 }
 
 /// Number format and batch that were meant for another device do not suit the processor.
-fn options(args: &ModelArgs, choice: &Choice) -> LoadOptions {
+fn options(args: &ModelArgs, choice: &Choice, number: usize) -> LoadOptions {
     // The default depends on what `auto` turned out to be.
     let default = args.profile.batch_size(choice.kind);
     let asked = args.batch_size.map_or(default, |size| size as usize);
@@ -41,6 +41,7 @@ fn options(args: &ModelArgs, choice: &Choice) -> LoadOptions {
     };
     LoadOptions {
         device: DeviceChoice::Only(choice.kind),
+        number,
         dtype,
         batch_size,
         ..LoadOptions::default()
@@ -64,6 +65,7 @@ fn describe(
     Ok(ModelInfo {
         device: loaded.device,
         device_name: loaded.device_name.clone(),
+        devices: loaded.devices,
         batch_size,
         threads: threads(),
         cuda: loaded.cuda.as_ref().map(|facts| Cuda {

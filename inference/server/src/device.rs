@@ -141,7 +141,10 @@ pub struct DeviceReport {
     /// Number format that the captioner runs in; null without one: detector and text models are `float32` always.
     #[schema(required)]
     pub dtype: Option<String>,
-    /// Crops in one batch.
+    /// Devices of this kind in use.
+    #[schema(required)]
+    pub devices: Option<usize>,
+    /// Crops in one batch; fewer than it began with once the device's memory did not hold them.
     #[schema(required)]
     pub batch_size: Option<usize>,
     /// CPU threads of one operation.
@@ -190,10 +193,11 @@ impl From<&Expectation> for Expected {
 }
 
 impl DeviceReport {
-    /// From what is loaded and what is expected.
-    pub fn new(state: &ModelState, expectation: &Expectation) -> Self {
+    /// From what is loaded and what is expected. `shrunk` is the size of batches if the device's memory did not hold those
+    /// that it began with.
+    pub fn new(state: &ModelState, shrunk: Option<usize>, expectation: &Expectation) -> Self {
         let (state, cause) = match state {
-            ModelState::Ready(info) => return Self::ready(info, expectation),
+            ModelState::Ready(info) => return Self::ready(info, shrunk, expectation),
             ModelState::Loading => ("loading", None),
             ModelState::Denied(reason) => ("denied", Some(reason.to_string())),
             ModelState::Failed(reason) => ("failed", Some(reason.to_string())),
@@ -204,6 +208,7 @@ impl DeviceReport {
             device_name: None,
             device_type: None,
             dtype: None,
+            devices: None,
             batch_size: None,
             threads: None,
             cuda: None,
@@ -214,15 +219,16 @@ impl DeviceReport {
         }
     }
 
-    fn ready(info: &ModelInfo, expectation: &Expectation) -> Self {
-        let differences = differences(info, expectation);
+    fn ready(info: &ModelInfo, shrunk: Option<usize>, expectation: &Expectation) -> Self {
+        let differences = differences(info, shrunk, expectation);
         Self {
             state: "ready",
             device: Some(info.device.name()),
             device_name: Some(info.device_name.clone()),
             device_type: Some(info.device.category()),
             dtype: info.captioner.as_ref().map(|captioner| captioner.dtype.to_string()),
-            batch_size: Some(info.batch_size),
+            devices: Some(info.devices),
+            batch_size: Some(shrunk.unwrap_or(info.batch_size)),
             threads: Some(info.threads),
             cuda: info.cuda.clone(),
             warm_up_ms: Some((info.warm_up.as_secs_f64() * 1e4).round() / 10.0),
@@ -233,7 +239,7 @@ impl DeviceReport {
     }
 }
 
-fn differences(info: &ModelInfo, expectation: &Expectation) -> Vec<String> {
+fn differences(info: &ModelInfo, shrunk: Option<usize>, expectation: &Expectation) -> Vec<String> {
     if let Some(cause) = &info.mismatch {
         // Number format and batch follow from the device.
         return vec![cause.clone()];
@@ -248,7 +254,12 @@ fn differences(info: &ModelInfo, expectation: &Expectation) -> Vec<String> {
             expectation.dtype, captioner.name, captioner.dtype
         ));
     }
-    if let Some(expected) = expectation.batch_size.filter(|size| *size != info.batch_size) {
+    if let Some(size) = shrunk {
+        differences.push(format!(
+            "the device's memory does not hold batches of {}, so they are of {size}",
+            info.batch_size
+        ));
+    } else if let Some(expected) = expectation.batch_size.filter(|size| *size != info.batch_size) {
         differences.push(format!("the batch is {}, not {expected}", info.batch_size));
     }
     differences

@@ -3,15 +3,20 @@
 
 pub mod admission;
 pub mod api;
+pub mod bench;
 pub mod config;
+pub mod crop_cache;
+pub mod detect;
 pub mod device;
 pub mod engine;
 pub mod error;
 pub mod fetch;
+pub mod http;
 pub mod input;
 pub mod metrics;
 pub mod one_shot;
 pub mod openapi;
+pub mod pool;
 pub mod routes;
 pub mod serve;
 pub mod service;
@@ -19,3 +24,4 @@ pub mod shutdown;
 pub mod stall;
 pub mod steps;
 pub mod table;
+pub mod telemetry;

@@ -3,15 +3,17 @@
 mod backends;
 
 use clap::Parser as _;
-use hawkeye_inference::config::{Cli, Command, FetchArgs, LogFormat, ParseArgs, ServeArgs};
+use hawkeye_inference::config::{BenchArgs, Cli, Command, DetectArgs, FetchArgs, LogFormat, ParseArgs, ServeArgs};
+use hawkeye_inference::detect::{Platform, Seen, vendor};
 use hawkeye_inference::engine::with_causes;
 use hawkeye_inference::serve::Ended;
-use hawkeye_inference::{fetch, one_shot, service};
-use std::io::{IsTerminal, Write, stderr, stdout};
+use hawkeye_inference::{bench, fetch, one_shot, service, telemetry};
+use hawkeye_pipeline::device::DeviceChoice;
+use hawkeye_torch::Device;
+use std::io::{Write, stderr, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use tracing_subscriber::EnvFilter;
 
 // Pages of 16 and 64 KiB exist on ARM; this allocator takes the size at run time.
 #[global_allocator]
@@ -20,17 +22,22 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
-        Command::Serve(args) => {
-            log_to_stderr(cli.log_format, "info");
-            serve(&args, cli.log_format)
-        }
+        Command::Serve(args) => serve(&args, cli.log_format),
         Command::Parse(args) => {
-            log_to_stderr(cli.log_format, "warn");
+            telemetry::log(cli.log_format, "warn");
             parse(&args)
         }
         Command::Fetch(args) => {
-            log_to_stderr(cli.log_format, "info");
+            telemetry::log(cli.log_format, "info");
             fetch(&args, cli.log_format)
+        }
+        Command::Detect(args) => {
+            telemetry::log(cli.log_format, "warn");
+            detect(args)
+        }
+        Command::Bench(args) => {
+            telemetry::log(cli.log_format, "warn");
+            bench(&args)
         }
     }
 }
@@ -41,10 +48,16 @@ fn serve(args: &ServeArgs, format: LogFormat) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
     };
-    let ended = runtime.block_on(service::run(
-        args,
-        backends::loader(&args.model, args.model.expectation(Some(&args.expect))),
-    ));
+    let telemetry = match runtime.block_on(async { telemetry::log_and_traces(format, "info") }) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return fail(&error, 1),
+    };
+    let ended = runtime.block_on(async {
+        let load = backends::loader(&args.model, args.model.expectation(Some(&args.expect)));
+        let ended = service::run(args, load).await;
+        telemetry.end().await;
+        ended
+    });
     // Work of clients that are gone is not waited for.
     runtime.shutdown_background();
     match ended {
@@ -76,11 +89,8 @@ fn leave(code: i32) -> ! {
 }
 
 fn parse(args: &ParseArgs) -> ExitCode {
-    match one_shot::run(
-        args,
-        backends::loader(&args.model, args.model.expectation(None)),
-        &mut stdout().lock(),
-    ) {
+    let load = backends::loader(&args.model, args.model.expectation(None));
+    match one_shot::run(args, || load(0), &mut stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, error.exit_code()),
     }
@@ -110,18 +120,39 @@ fn fetch(args: &FetchArgs, format: LogFormat) -> ExitCode {
     fail(&error, error.exit_code())
 }
 
+fn detect(args: DetectArgs) -> ExitCode {
+    // Always there: in the end the processor is taken.
+    let device = match Device::open(DeviceChoice::Auto) {
+        Ok(device) => device,
+        Err(error) => return fail(&error, 1),
+    };
+    let platform = Platform::new(Seen {
+        arch: std::env::consts::ARCH,
+        os: std::env::consts::OS,
+        device: device.kind(),
+        device_name: device.name(),
+        vendor: &vendor(),
+    });
+    let text = match platform.render(args.format) {
+        Ok(text) => text,
+        Err(error) => return fail(&error, 1),
+    };
+    match stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 1),
+    }
+}
+
+fn bench(args: &BenchArgs) -> ExitCode {
+    let load = backends::loader(&args.model, args.model.expectation(None));
+    match bench::run(args, || load(0), &mut stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error, 1),
+    }
+}
+
 fn fail(error: &(dyn std::error::Error + 'static), code: u8) -> ExitCode {
     // Nothing can be done about a stderr that is gone.
     writeln!(stderr(), "hawkeye-inference: {}", with_causes(error)).unwrap_or_default();
     ExitCode::from(code)
-}
-
-fn log_to_stderr(format: LogFormat, default: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
-    match format {
-        LogFormat::Text => log.with_ansi(stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
-    }
-    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "panicked")));
 }

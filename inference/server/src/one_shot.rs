@@ -104,7 +104,7 @@ where
     let wants_som = args.json && !args.no_som;
     let drawing = Instant::now();
     let picture = if wants_som || args.output.is_some() {
-        Some(encode_png(&draw_marks(&screenshot, &parsed.marks))?)
+        Some(encode_png(&draw_marks(screenshot, &parsed.marks))?)
     } else {
         None
     };

@@ -1,6 +1,7 @@
 //! `serve`: from settings to a running service, until a signal ends it.
 
 use crate::config::{ServeArgs, not_read};
+use crate::crop_cache::CropCache;
 use crate::engine::{Engine, LoadError, ModelInfo};
 use crate::input::Options;
 use crate::metrics::Metrics;
@@ -35,18 +36,19 @@ pub enum ServiceError {
     /// The models.
     #[error("cannot load the models: {0}")]
     Load(Arc<str>),
-    /// The device hangs in one parse; only another process may get it to work again.
-    #[error("the device has been at one screenshot for more than {} s", .0.as_secs_f32())]
+    /// The device hangs in one call; only another process may get it to work again.
+    #[error("the device has been at one screenshot or batch for more than {} s", .0.as_secs_f32())]
     Wedged(Duration),
 }
 
-/// Listens at once, loads the models in the background, and serves until a signal has ended it.
+/// Listens at once, loads the models in the background, and serves until a signal has ended it. `load` is given the number
+/// of the device, from 0 to the [`devices`](ModelInfo::devices) that it tells with the first.
 ///
 /// # Errors
 /// [`ServiceError`]; a load that fails ends the service, and so does a device that hangs.
 pub async fn run<L>(args: &ServeArgs, load: L) -> Result<Ended, ServiceError>
 where
-    L: FnOnce() -> Result<(Parser, ModelInfo), LoadError> + Send + 'static,
+    L: Fn(usize) -> Result<(Parser, ModelInfo), LoadError> + Send + Sync + 'static,
 {
     let listener = TcpListener::bind((args.host.as_str(), args.port))
         .await
@@ -65,11 +67,13 @@ where
     }
     let settings = args.model.settings();
     let warm_up = Options::default().for_pipeline(settings);
-    let engine = Engine::start(load, warm_up, Arc::clone(&metrics))?;
+    let cache = (args.crop_cache > 0).then(|| CropCache::new(args.crop_cache));
+    let engine = Engine::start(load, warm_up, cache, Arc::clone(&metrics))?;
     let limits = RequestLimits {
         max_body_bytes: args.limits.max_body_bytes,
         max_pixels: args.limits.max_pixels,
         queue: args.limits.queue,
+        queue_crops: args.limits.queue_crops,
         timeout: args.limits.request_timeout,
         body_timeout: args.body_timeout,
         device_timeout: args.expect.device_timeout,

@@ -1,4 +1,4 @@
-//! The elements as a table for people.
+//! Tables for people.
 
 use hawkeye_pipeline::parser::{Element, ElementKind};
 use std::fmt::Write as _;
@@ -8,19 +8,24 @@ const HEADINGS: [&str; 6] = ["ID", "TYPE", "BBOX (X Y W H)", "CLICK", "SCORE", "
 /// Columns whose values are flush right.
 const RIGHT: [bool; 6] = [true, false, true, false, false, false];
 
-/// One line per element, columns aligned by display width, ending in a line break.
+/// One line per element.
 pub fn render(elements: &[Element]) -> String {
     let rows: Vec<[String; 6]> = elements.iter().map(cells).collect();
-    let mut widths = HEADINGS.map(str::len);
-    for row in &rows {
+    columns(HEADINGS, RIGHT, &rows)
+}
+
+/// The headings and the rows, columns aligned by display width, those of `right` at the right; ends in a line break.
+pub fn columns<const N: usize>(headings: [&str; N], right: [bool; N], rows: &[[String; N]]) -> String {
+    let mut widths = headings.map(UnicodeWidthStr::width);
+    for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.width());
         }
     }
     let mut out = String::new();
-    line(&mut out, &HEADINGS.map(str::to_owned), &widths);
-    for row in &rows {
-        line(&mut out, row, &widths);
+    line(&mut out, &headings.map(str::to_owned), &widths, right);
+    for row in rows {
+        line(&mut out, row, &widths, right);
     }
     out
 }
@@ -44,9 +49,9 @@ fn cells(element: &Element) -> [String; 6] {
     ]
 }
 
-fn line(out: &mut String, cells: &[String; 6], widths: &[usize; 6]) {
+fn line<const N: usize>(out: &mut String, cells: &[String; N], widths: &[usize; N], right: [bool; N]) {
     let mut text = String::new();
-    for ((cell, width), right) in cells.iter().zip(widths).zip(RIGHT) {
+    for ((cell, width), right) in cells.iter().zip(widths).zip(right) {
         let gap = " ".repeat(width.saturating_sub(cell.width()));
         // Writing to a string cannot fail.
         if right {

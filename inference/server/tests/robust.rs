@@ -140,7 +140,7 @@ async fn a_device_that_hangs_makes_the_service_unready_and_then_ends_it() {
     };
     let gate = Gate::new(false);
     let held = Arc::clone(&gate);
-    let service = tokio::spawn(async move { run(&args, move || Ok((parser(&held), model_info()))).await });
+    let service = tokio::spawn(async move { run(&args, move |_| Ok((parser(&held), model_info()))).await });
     let url = format!("http://127.0.0.1:{port}");
     let readiness = async || match reqwest::get(format!("{url}/readyz")).await {
         Ok(response) => (response.status().as_u16(), response.text().await.unwrap_or_default()),

@@ -50,7 +50,7 @@ fn signal(name: &str) {
 #[tokio::test]
 async fn a_service_lives_from_its_port_to_its_signal() {
     // A load that fails ends it.
-    let failed = run(&args(&["--port", "0"]), || Err("no bundle.json".into())).await;
+    let failed = run(&args(&["--port", "0"]), |_| Err("no bundle.json".into())).await;
     assert!(
         matches!(&failed, Err(ServiceError::Load(reason)) if &**reason == "no bundle.json"),
         "{failed:?}"
@@ -59,13 +59,13 @@ async fn a_service_lives_from_its_port_to_its_signal() {
     // So does a port that is taken, before anything is loaded.
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let refused = run(&args(&["--port", &port]), || unreachable!("not to be loaded")).await;
+    let refused = run(&args(&["--port", &port]), |_| unreachable!("not to be loaded")).await;
     assert!(matches!(refused, Err(ServiceError::Listen { .. })), "{refused:?}");
 
     // SIGTERM: unready while the port still answers, then the end, with nothing cut.
     let port = free_port().to_string();
     let settings = args(&["--port", &port]);
-    let service = tokio::spawn(async move { run(&settings, || Ok((parser(&Gate::new(true)), model_info()))).await });
+    let service = tokio::spawn(async move { run(&settings, |_| Ok((parser(&Gate::new(true)), model_info()))).await });
     let status = async |port: &str| {
         reqwest::get(format!("http://127.0.0.1:{port}/readyz"))
             .await
@@ -94,7 +94,7 @@ async fn a_service_lives_from_its_port_to_its_signal() {
     let settings = args(&["--port", &port, "--drain-timeout", "10m"]);
     let gate = Gate::new(false);
     let held = Arc::clone(&gate);
-    let service = tokio::spawn(async move { run(&settings, move || Ok((parser(&held), model_info()))).await });
+    let service = tokio::spawn(async move { run(&settings, move |_| Ok((parser(&held), model_info()))).await });
     until(&port, Some(200)).await;
     let parse = reqwest::Client::new()
         .post(format!("http://127.0.0.1:{port}/parse"))

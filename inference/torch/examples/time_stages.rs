@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let decoded = started.elapsed();
         let parsed = parser.parse(&picture, &options)?;
         let started = Instant::now();
-        let drawn = encode_png(&draw_marks(&picture, &parsed.marks))?;
+        let drawn = encode_png(&draw_marks(picture.clone(), &parsed.marks))?;
         println!(
             "round {round}: decode {decoded:.1?}, detect {:.1?}, ocr {:.1?}, merge {:.1?}, marks {:.1?}; {} elements, {} KiB",
             parsed.times.detect,

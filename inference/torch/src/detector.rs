@@ -2,12 +2,13 @@
 
 use crate::{
     LoadError,
+    device::memory,
     module::{LoadedModule, backend, values},
 };
 use hawkeye_pipeline::{
     geometry::Rect,
     letterbox::Letterbox,
-    model::{Detection, Detector, ModelError},
+    model::{Detection, Detector, DeviceMemory, ModelError},
 };
 use image::RgbImage;
 use tch::TchError;
@@ -66,5 +67,9 @@ impl TorchDetector {
 impl Detector for TorchDetector {
     fn detect(&mut self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<Detection>, ModelError> {
         self.run(screenshot, min_score).map_err(backend("detector"))
+    }
+
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        memory(self.module.options().1)
     }
 }

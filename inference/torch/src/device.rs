@@ -1,6 +1,9 @@
 //! Chooses and names the device.
 
-use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
+use hawkeye_pipeline::{
+    device::{DeviceChoice, DeviceKind},
+    model::DeviceMemory,
+};
 
 /// A device that is asked for but not there.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +31,8 @@ pub struct CudaFacts {
 #[derive(Debug, Clone)]
 pub struct Device {
     kind: DeviceKind,
+    /// Which of the GPUs that this process sees, from 0.
+    number: usize,
     name: String,
     cuda: Option<CudaFacts>,
 }
@@ -49,6 +54,20 @@ impl Device {
         }
     }
 
+    /// The one with this number, from 0, of the GPUs that this process sees. They are taken to be of one model.
+    #[must_use]
+    pub fn numbered(self, number: usize) -> Self {
+        Self { number, ..self }
+    }
+
+    /// Devices of this kind that this process sees.
+    pub fn count(&self) -> usize {
+        match self.kind {
+            DeviceKind::Cuda => usize::try_from(tch::Cuda::device_count()).unwrap_or(1).max(1),
+            DeviceKind::Mps | DeviceKind::Cpu => 1,
+        }
+    }
+
     /// What kind it is.
     pub const fn kind(&self) -> DeviceKind {
         self.kind
@@ -66,7 +85,7 @@ impl Device {
 
     pub(crate) const fn torch(&self) -> tch::Device {
         match self.kind {
-            DeviceKind::Cuda => tch::Device::Cuda(0),
+            DeviceKind::Cuda => tch::Device::Cuda(self.number),
             DeviceKind::Mps => tch::Device::Mps,
             DeviceKind::Cpu => tch::Device::Cpu,
         }
@@ -86,6 +105,7 @@ pub fn set_threads(threads: usize) {
 fn cpu() -> Device {
     Device {
         kind: DeviceKind::Cpu,
+        number: 0,
         name: format!("CPU ({})", std::env::consts::ARCH),
         cuda: None,
     }
@@ -98,6 +118,7 @@ fn open_mps() -> Result<Device, DeviceError> {
     }
     Ok(Device {
         kind: DeviceKind::Mps,
+        number: 0,
         name: "Apple Silicon (arm64)".to_owned(),
         cuda: None,
     })
@@ -136,9 +157,19 @@ fn open_cuda() -> Result<Device, DeviceError> {
     };
     Ok(Device {
         kind: DeviceKind::Cuda,
+        number: 0,
         name,
         cuda: facts,
     })
+}
+
+/// Memory of a device; `None` for one that has none of its own.
+pub(crate) fn memory(device: tch::Device) -> Option<DeviceMemory> {
+    match device {
+        #[cfg(target_os = "linux")]
+        tch::Device::Cuda(number) => cuda::memory(number),
+        _ => None,
+    }
 }
 
 /// Why libtorch finds no GPU, as far as the driver and the container's settings tell.
@@ -157,10 +188,10 @@ fn why_no_gpu(driver: Option<String>, variable: impl Fn(&str) -> Option<String>)
 
 #[cfg(target_os = "linux")]
 mod cuda {
-    use super::CudaFacts;
+    use super::{CudaFacts, DeviceMemory};
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY, Symbol};
     use std::{
-        ffi::{CStr, OsString, c_char, c_int},
+        ffi::{CStr, OsString, c_char, c_int, c_void},
         fs,
         path::Path,
         sync::OnceLock,
@@ -197,6 +228,67 @@ mod cuda {
             .find_map(Path::parent)?;
         let library = folder.join(LIBRARY);
         library.exists().then(|| library.into_os_string())
+    }
+
+    /// The driver's functions that tell of memory.
+    struct MemoryCalls {
+        get: unsafe extern "C" fn(*mut c_int, c_int) -> c_int,
+        retain: unsafe extern "C" fn(*mut *mut c_void, c_int) -> c_int,
+        release: unsafe extern "C" fn(c_int) -> c_int,
+        push: unsafe extern "C" fn(*mut c_void) -> c_int,
+        pop: unsafe extern "C" fn(*mut *mut c_void) -> c_int,
+        info: unsafe extern "C" fn(*mut usize, *mut usize) -> c_int,
+    }
+
+    #[allow(unsafe_code)]
+    fn memory_calls() -> Option<&'static MemoryCalls> {
+        static CALLS: OnceLock<Option<MemoryCalls>> = OnceLock::new();
+        let find = || {
+            // SAFETY: the functions have these signatures since CUDA 7.0 (`cuDevicePrimaryCtxRelease_v2`: 11.0). The driver
+            // library is in use by libtorch and is never closed, so they stay where they are.
+            unsafe {
+                let driver = Library::open(Some("libcuda.so.1"), RTLD_LAZY).ok()?;
+                let calls = MemoryCalls {
+                    get: *driver.get(b"cuDeviceGet\0").ok()?,
+                    retain: *driver.get(b"cuDevicePrimaryCtxRetain\0").ok()?,
+                    release: *driver.get(b"cuDevicePrimaryCtxRelease_v2\0").ok()?,
+                    push: *driver.get(b"cuCtxPushCurrent_v2\0").ok()?,
+                    pop: *driver.get(b"cuCtxPopCurrent_v2\0").ok()?,
+                    info: *driver.get(b"cuMemGetInfo_v2\0").ok()?,
+                };
+                std::mem::forget(driver);
+                Some(calls)
+            }
+        };
+        CALLS.get_or_init(find).as_ref()
+    }
+
+    /// Memory of a GPU by its number, in the context that libtorch has made on it.
+    #[allow(unsafe_code)]
+    pub(super) fn memory(number: usize) -> Option<DeviceMemory> {
+        let calls = memory_calls()?;
+        let number = c_int::try_from(number).ok()?;
+        let mut device: c_int = 0;
+        let (mut context, mut popped) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let (mut free, mut total) = (0_usize, 0_usize);
+        // SAFETY: all pointers are to variables that outlive the calls; the driver has been initialised when the device was
+        // opened; what is retained is released, and what is pushed is popped, on this thread.
+        let known = unsafe {
+            if (calls.get)(&raw mut device, number) != 0 || (calls.retain)(&raw mut context, device) != 0 {
+                return None;
+            }
+            let mut known = false;
+            if (calls.push)(context) == 0 {
+                known = (calls.info)(&raw mut free, &raw mut total) == 0;
+                (calls.pop)(&raw mut popped);
+            }
+            (calls.release)(device);
+            known
+        };
+        known.then(|| DeviceMemory {
+            used: total.saturating_sub(free) as u64,
+            total: total as u64,
+        })
     }
 
     /// Name and facts of the first GPU that this process sees, or why the driver shows none.

@@ -28,6 +28,8 @@ use module::LoadedModule;
 pub struct LoadOptions {
     /// Where the models shall run.
     pub device: DeviceChoice,
+    /// Which of the GPUs that this process sees, from 0.
+    pub number: usize,
     /// The number format wanted; a model without a file of it runs in `float32`.
     pub dtype: DType,
     /// Most lines of text per call of the recogniser, and most crops per call of the captioner.
@@ -40,6 +42,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             device: DeviceChoice::Auto,
+            number: 0,
             dtype: DType::Float32,
             batch_size: 16,
             threads: None,
@@ -75,6 +78,8 @@ pub struct Loaded {
     pub device: DeviceKind,
     /// `NVIDIA …`, `Apple Silicon (arm64)` or `CPU (x86_64)`.
     pub device_name: String,
+    /// Devices of this kind that this process sees; this bundle is on one of them.
+    pub devices: usize,
     /// About the GPU, on CUDA.
     pub cuda: Option<CudaFacts>,
     /// The detector, then the text detector and recogniser, then the captioner, if the bundle has them.
@@ -143,7 +148,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
     if let Some(threads) = options.threads {
         set_threads(threads);
     }
-    let device = Device::open(options.device)?;
+    let device = Device::open(options.device)?.numbered(options.number);
     let detector = LoadedModule::load(bundle, bundle.require(Role::Detector)?, options.dtype, &device)?;
     let mut models = vec![detector.describe()];
     let mut detector = TorchDetector::new(detector)?;
@@ -177,6 +182,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
         captioner,
         device: device.kind(),
         device_name: device.name().to_owned(),
+        devices: device.count(),
         cuda: device.cuda().cloned(),
         models,
     })

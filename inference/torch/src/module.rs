@@ -176,6 +176,47 @@ pub(crate) fn backend(model: &'static str) -> impl Fn(TchError) -> ModelError {
             .unwrap_or_default()
             .to_owned();
         tracing::debug!(model, error = text, "libtorch failed");
-        ModelError::Backend { model, message }
+        if is_out_of_memory(&text) {
+            ModelError::OutOfMemory { model, message }
+        } else {
+            ModelError::Backend { model, message }
+        }
+    }
+}
+
+/// Whether libtorch's text says that memory was short, on a GPU or on the host: c10's allocators, cuBLAS and cuDNN.
+fn is_out_of_memory(text: &str) -> bool {
+    ["out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED"]
+        .iter()
+        .any(|words| text.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_was_short_is_told_apart() {
+        let failed = |text: &str| backend("captioner")(TchError::Torch(text.to_owned()));
+        for text in [
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.19 GiB",
+            "The following operation failed in the TorchScript interpreter.\nRuntimeError: CUDA out of memory.",
+            "CUDA error: out of memory",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+        ] {
+            assert!(matches!(failed(text), ModelError::OutOfMemory { .. }), "{text}");
+        }
+        let other = failed("Sizes of tensors must match except in dimension 1.\nException raised from ...");
+        assert_eq!(
+            other.to_string(),
+            "captioner: Sizes of tensors must match except in dimension 1."
+        );
+    }
+
+    #[test]
+    fn libtorch_itself_says_so_in_these_words() {
+        let error = Tensor::f_zeros([1 << 60], (Kind::Uint8, tch::Device::Cpu)).expect_err("an exabyte");
+        assert!(matches!(backend("captioner")(error), ModelError::OutOfMemory { .. }));
     }
 }

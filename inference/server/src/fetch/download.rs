@@ -1,7 +1,7 @@
 //! The archive: downloaded to a file while it is hashed, gone on with where a try ended, and refused unless its sha256
 //! is the one that was promised.
 
-use super::http::{Http, HttpError, SILENCE};
+use crate::http::{Http, HttpError, SILENCE};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_RANGE, ETAG, HeaderValue, IF_RANGE, RANGE, RETRY_AFTER};

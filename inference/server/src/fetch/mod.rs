@@ -4,7 +4,6 @@
 //! what is unpacked from it. The bundle's files are checked against its `bundle.json`, then the folder is renamed.
 
 pub mod download;
-pub mod http;
 pub mod unpack;
 
 use crate::config::FetchArgs;

@@ -39,7 +39,11 @@ pub(super) async fn health(State(app): State<App>) -> Json<Health> {
 /// Always 200: what is not known yet is null.
 #[utoipa::path(get, path = "/device", tag = "information", responses((status = 200, body = DeviceReport, description = "Always.")))]
 pub(super) async fn device(State(app): State<App>) -> Json<DeviceReport> {
-    Json(DeviceReport::new(&app.engine.state(), &app.expectation))
+    Json(DeviceReport::new(
+        &app.engine.state(),
+        app.engine.shrunk_batch(),
+        &app.expectation,
+    ))
 }
 
 /// What is loaded, from where, in which number format

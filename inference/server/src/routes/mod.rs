@@ -8,7 +8,7 @@ mod probes;
 mod v2;
 mod work;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, Admitted};
 use crate::device::Expectation;
 use crate::engine::{Engine, ModelInfo, ModelState};
 use crate::error::ApiError;
@@ -16,6 +16,7 @@ use crate::input::Settings;
 use crate::metrics::{Code, Metrics, Outcome, Route};
 use crate::openapi;
 use crate::shutdown::PhaseReceiver;
+use crate::telemetry;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, Uri};
@@ -23,22 +24,27 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use hawkeye_pipeline::decode::DecodeLimits;
+use opentelemetry::trace::Status;
 use serde_json::json;
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceBuilder;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::CorsLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 use tracing::Instrument;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-/// Decoded screenshots in memory at once: one on the device, one waiting for it, one being decoded and one being drawn on.
-/// At the default pixel limit each is 120 MB, so waiting requests keep the encoded form.
-const MAX_DECODED: usize = 4;
+/// Decoded screenshots in memory at once, if all are as large as is allowed: at the default limit of pixels that makes 480 MB.
+/// Of usual screens it is enough for a batch of crops; requests beyond it keep the encoded form.
+const MAX_DECODED: u64 = 4;
+
+/// Batches of crops that are held at once unless something else is set, for each device.
+const BATCHES_HELD: usize = 50;
 
 /// When to ask again while models load: loading takes seconds.
 const LOADING_RETRY: Duration = Duration::from_secs(5);
@@ -52,11 +58,13 @@ pub struct RequestLimits {
     pub max_pixels: u64,
     /// Requests to `/parse` held at once.
     pub queue: usize,
+    /// Crops held at once; `None`: some batches for each device.
+    pub queue_crops: Option<usize>,
     /// Time for a request, waiting included.
     pub timeout: Duration,
     /// Time for a request's body to arrive.
     pub body_timeout: Duration,
-    /// Time for one parse on the device, after which it is taken for wedged; `/readyz` says no after half of it.
+    /// Time for one call of the device, after which it is taken for wedged; `/readyz` says no after half of it.
     pub device_timeout: Duration,
 }
 
@@ -83,7 +91,7 @@ pub struct App {
     device_setting: Arc<str>,
     expectation: Expectation,
     admission: Admission,
-    decoded: Arc<Semaphore>,
+    decoded: PictureMemory,
     /// The OpenAPI document, as JSON.
     document: Bytes,
 }
@@ -101,14 +109,14 @@ impl App {
     ) -> Self {
         Self {
             engine,
-            admission: Admission::new(limits.queue, Arc::clone(&metrics)),
+            admission: Admission::new(limits.queue, settings.profile.max_elements, Arc::clone(&metrics)),
             metrics,
             phase,
             settings,
             limits,
             device_setting: device_setting.into(),
             expectation,
-            decoded: Arc::new(Semaphore::new(MAX_DECODED)),
+            decoded: PictureMemory::new(limits.max_pixels.saturating_mul(MAX_DECODED)),
             document: Bytes::new(),
         }
     }
@@ -127,7 +135,24 @@ impl App {
         })
     }
 
-    /// Whether the device has been at one parse for so long that it may hang.
+    /// A place among those that are held, or 429.
+    fn admit(&self, info: &ModelInfo) -> Result<Admitted, ApiError> {
+        let most_crops = self.limits.queue_crops;
+        let most_crops = most_crops.unwrap_or(BATCHES_HELD * info.batch_size * info.devices);
+        self.admission.admit(most_crops, info.warm_up)
+    }
+
+    /// Does work of the processor away from the async threads.
+    async fn process<T, F>(&self, work: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T, ApiError> + Send + 'static,
+    {
+        let ran = self.engine.pool().run(work).await;
+        ran.unwrap_or_else(|error| Err(ApiError::Internal(error.to_string())))
+    }
+
+    /// Whether the device has been at one call for so long that it may hang.
     fn hangs(&self) -> bool {
         self.engine.busy_for() > self.limits.device_timeout / 2
     }
@@ -141,6 +166,28 @@ impl App {
             });
         }
         self.models()
+    }
+}
+
+/// Memory for decoded screenshots, in pixels.
+#[derive(Debug, Clone)]
+struct PictureMemory(Arc<Semaphore>);
+
+impl PictureMemory {
+    /// Pixels that one permit stands for: enough for a permit to count in 32 bits, whatever the limit.
+    const UNIT: u64 = 1 << 12;
+
+    fn new(pixels: u64) -> Self {
+        let permits = usize::try_from(pixels / Self::UNIT + MAX_DECODED).unwrap_or(usize::MAX);
+        Self(Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// Waits until there is memory for this many pixels, in the order of asking. A quarter of it is enough for any picture
+    /// that is allowed.
+    async fn take(&self, pixels: u64) -> Result<OwnedSemaphorePermit, ApiError> {
+        let permits = u32::try_from(pixels / Self::UNIT + 1).unwrap_or(u32::MAX);
+        let taken = Arc::clone(&self.0).acquire_many_owned(permits).await;
+        taken.map_err(|error| ApiError::Internal(error.to_string()))
     }
 }
 
@@ -257,11 +304,22 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
         .and_then(|id| id.header_value().to_str().ok())
         .unwrap_or_default();
     let id: String = id.chars().take(64).collect();
-    let span = tracing::info_span!("request", id, method = %request.method(), path = request.uri().path());
+    let (method, path) = (request.method(), request.uri().path());
+    let span = if watch.route.is_parse() {
+        tracing::info_span!("request", id, %method, path)
+    } else {
+        // Probes and scrapes come every few seconds: no traces of those.
+        tracing::debug_span!("request", id, %method, path)
+    };
+    telemetry::follow(&span, request.headers());
 
     let response = next.run(request).instrument(span.clone()).await;
 
     let status = response.status();
+    span.set_attribute("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.set_status(Status::error(""));
+    }
     let error = response.extensions().get::<ApiError>();
     watch.code = match status.as_u16() {
         500.. => Code::ServerError,
@@ -283,7 +341,6 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
         Some(ApiError::Schema(errors)) => tracing::info!(status, milliseconds, ?errors, "answered"),
         Some(error) if watch.route.is_parse() => tracing::info!(status, milliseconds, %error, "answered"),
         None if watch.route.is_parse() => tracing::info!(status, milliseconds, steps, "answered"),
-        // Probes and scrapes come every few seconds.
         _ => tracing::debug!(status, milliseconds, "answered"),
     }
     response

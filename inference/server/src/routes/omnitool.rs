@@ -1,7 +1,7 @@
 //! The API of OmniParser's own server (`omnitool/omniparserserver`): `POST /parse/`, with the slash, and `GET /probe/`.
 
 use super::App;
-use super::work::{Finished, Order, Received, Screenshot, blocking, receive, run, within};
+use super::work::{Finished, Order, Screenshot, serve};
 use crate::error::{ApiError, FieldError};
 use crate::input::{Options, Settings, json_object};
 use crate::openapi::ParseErrors;
@@ -67,20 +67,14 @@ pub(super) struct OmnitoolProbe {
     responses((status = 200, description = "What is on the screen.", body = OmnitoolResponse), ParseErrors)
 )]
 pub(super) async fn parse(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    within(&app, async {
-        let Received {
-            place: _place,
-            body,
-            arrived,
-            ..
-        } = receive(&app, request).await?;
-        let image = blocking(move || image_of(&body)).await?;
+    serve(&app, request, async |_, body| {
+        let image = app.process(move || image_of(&body)).await?;
         let order = Order {
             screenshot: Screenshot::Base64(image),
             options: Options::default().for_pipeline(uncut(app.settings)),
             include_som: true,
         };
-        run(&app, order, arrived, answer).await
+        Ok((order, answer))
     })
     .await
 }

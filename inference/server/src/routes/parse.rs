@@ -1,7 +1,7 @@
 //! `/parse` and `/parse/upload`.
 
 use super::App;
-use super::work::{Finished, Order, Received, Screenshot, blocking, receive, run, within};
+use super::work::{Finished, Order, Screenshot, serve};
 use crate::api::ParseResponse;
 use crate::error::{ApiError, FieldError};
 use crate::input::{self, Options};
@@ -28,16 +28,9 @@ use serde_json::{Map, Value};
     )
 )]
 pub(super) async fn parse(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    within(&app, async {
-        let Received {
-            place: _place,
-            body,
-            arrived,
-            ..
-        } = receive(&app, request).await?;
-        let (image, options) = blocking(move || input::parse_body(&body)).await?;
-        let order = order(&app, Screenshot::Base64(image), options);
-        run(&app, order, arrived, answer).await
+    serve(&app, request, async |_, body| {
+        let (image, options) = app.process(move || input::parse_body(&body)).await?;
+        Ok((order(&app, Screenshot::Base64(image), options), answer))
     })
     .await
 }
@@ -58,13 +51,7 @@ pub(super) async fn parse(State(app): State<App>, request: Request) -> Result<Re
     )
 )]
 pub(super) async fn upload(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
-    within(&app, async {
-        let Received {
-            place: _place,
-            parts,
-            body,
-            arrived,
-        } = receive(&app, request).await?;
+    serve(&app, request, async |parts, body| {
         let query = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri)
             .map_err(|error| FieldError::new("query", "query", "", error.to_string()))?;
         let (file, form) = read_form(Request::from_parts(parts, Body::from(body))).await?;
@@ -72,8 +59,7 @@ pub(super) async fn upload(State(app): State<App>, request: Request) -> Result<R
         let options = Options::default()
             .read("query", &strings(query.0))?
             .read("body", &form)?;
-        let order = order(&app, Screenshot::File(file), options);
-        run(&app, order, arrived, answer).await
+        Ok((order(&app, Screenshot::File(file), options), answer))
     })
     .await
 }

@@ -2,7 +2,7 @@
 
 use super::App;
 use crate::admission::Admitted;
-use crate::engine::ModelInfo;
+use crate::engine::{ModelInfo, Screen};
 use crate::error::ApiError;
 use crate::metrics::Slow;
 use crate::steps::Steps;
@@ -12,13 +12,14 @@ use axum::http::{HeaderMap, header, request};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hawkeye_pipeline::decode::{DecodeError, DecodeLimits, decode, decode_base64};
+use hawkeye_pipeline::decode::{DecodeError, DecodeLimits, decode, dimensions, from_base64};
 use hawkeye_pipeline::overlay::{draw_marks, encode_png};
 use hawkeye_pipeline::parser::{ParseOptions, Parsed};
 use http_body_util::BodyExt;
 use image::RgbImage;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tracing::{Instrument as _, info_span};
 
 /// What is read and thrown away of a body that is refused: a client that is still sending when the connection closes
 /// sees a reset instead of the answer.
@@ -27,14 +28,14 @@ const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// A request whose body is complete.
 #[derive(Debug)]
-pub(super) struct Received {
-    /// Its place in the queue, to be held until it is answered.
-    pub place: Admitted,
-    pub parts: request::Parts,
+struct Received {
+    /// Its place among those that are held, until it is answered.
+    place: Admitted,
+    parts: request::Parts,
     /// The complete body.
-    pub body: Bytes,
+    body: Bytes,
     /// When the body was complete.
-    pub arrived: Instant,
+    arrived: Instant,
 }
 
 /// A screenshot as it was sent.
@@ -65,20 +66,36 @@ pub(super) struct Finished {
     pub arrived: Instant,
 }
 
-/// Bounds the time of a request.
-pub(super) async fn within(
-    app: &App,
-    work: impl Future<Output = Result<Response, ApiError>>,
-) -> Result<Response, ApiError> {
+/// Answers a request for a parse: lets it in, lets `read` make an order of its headers and its body, runs the order, and lets
+/// `answer`, which came with the order, make the answer of what was found. All of it within the time limit.
+///
+/// # Errors
+/// Whatever refuses the request or fails it.
+pub(super) async fn serve<R, F, A>(app: &App, request: Request, read: R) -> Result<Response, ApiError>
+where
+    R: FnOnce(request::Parts, Bytes) -> F,
+    F: Future<Output = Result<(Order, A), ApiError>>,
+    A: FnOnce(Finished) -> Result<Response, ApiError> + Send + 'static,
+{
     let limit = app.limits.timeout;
+    let work = async {
+        let Received {
+            place,
+            parts,
+            body,
+            arrived,
+        } = receive(app, request).await?;
+        let (order, answer) = read(parts, body).await?;
+        run(app, &place, order, arrived, answer).await
+    };
     tokio::time::timeout(limit, work)
         .await
         .unwrap_or(Err(ApiError::TimedOut(limit)))
 }
 
-/// A place in the queue and the whole body; or the answer that refuses it, once the client has sent it.
-pub(super) async fn receive(app: &App, request: Request) -> Result<Received, ApiError> {
-    let admitted = app.serving().and_then(|info| app.admission.admit(info.warm_up));
+/// A place among those that are held and the whole body; or the answer that refuses it, once the client has sent it.
+async fn receive(app: &App, request: Request) -> Result<Received, ApiError> {
+    let admitted = app.serving().and_then(|info| app.admit(&info));
     let (parts, body) = request.into_parts();
     let place = match admitted {
         Ok(place) => place,
@@ -145,25 +162,55 @@ pub(super) async fn discard(mut body: Body, headers: &HeaderMap) {
     tokio::time::timeout(DISCARD_TIME, drain).await.unwrap_or_default();
 }
 
-impl Screenshot {
+/// A screenshot whose size is known.
+#[derive(Debug)]
+enum Measured {
+    /// A file, and its pixels.
+    File(Bytes, u64),
+    Pixels(RgbImage),
+}
+
+impl Measured {
+    fn pixels(&self) -> u64 {
+        match self {
+            Self::File(_, pixels) => *pixels,
+            Self::Pixels(picture) => u64::from(picture.width()) * u64::from(picture.height()),
+        }
+    }
+
     fn decode(self, limits: &DecodeLimits) -> Result<RgbImage, ApiError> {
         match self {
-            Self::Base64(text) => decode_base64(&text, limits),
-            Self::File(bytes) => decode(&bytes, limits),
-            // Checked against the limit when it was read.
-            Self::Pixels(picture) => return Ok(picture),
+            Self::File(file, _) => decode(&file, limits).map_err(refusal),
+            Self::Pixels(picture) => Ok(picture),
         }
-        .map_err(|error| match error {
-            DecodeError::BadImage(reason) => ApiError::BadImage(reason),
-            DecodeError::TooLarge(reason) => ApiError::TooLarge(format!("Image too large: {reason}")),
-        })
+    }
+}
+
+impl Screenshot {
+    /// Checks the size, which takes no pixel decoded.
+    fn measure(self, limits: &DecodeLimits) -> Result<Measured, ApiError> {
+        let file = match self {
+            Self::Base64(text) => from_base64(&text, limits).map_err(refusal)?.into(),
+            Self::File(file) => file,
+            // Checked against the limit when it was read.
+            Self::Pixels(picture) => return Ok(Measured::Pixels(picture)),
+        };
+        let (width, height) = dimensions(&file, limits).map_err(refusal)?;
+        Ok(Measured::File(file, u64::from(width) * u64::from(height)))
+    }
+}
+
+fn refusal(error: DecodeError) -> ApiError {
+    match error {
+        DecodeError::BadImage(reason) => ApiError::BadImage(reason),
+        DecodeError::TooLarge(reason) => ApiError::TooLarge(format!("Image too large: {reason}")),
     }
 }
 
 /// Runs an order and lets `answer` make the answer of it, away from the async threads.
-pub(super) async fn run<F>(app: &App, order: Order, arrived: Instant, answer: F) -> Result<Response, ApiError>
+async fn run<A>(app: &App, place: &Admitted, order: Order, arrived: Instant, answer: A) -> Result<Response, ApiError>
 where
-    F: FnOnce(Finished) -> Result<Response, ApiError> + Send + 'static,
+    A: FnOnce(Finished) -> Result<Response, ApiError> + Send + 'static,
 {
     let info = app.models()?;
     let limits = app.limits.decoding();
@@ -172,48 +219,47 @@ where
         options,
         include_som,
     } = order;
-    let mut steps = Steps {
-        decode: arrived.elapsed(),
-        ..Steps::default()
-    };
+    let mut steps = Steps::default();
+    let decoding = info_span!("decode");
+    let measured = app
+        .process(move || screenshot.measure(&limits))
+        .instrument(decoding.clone())
+        .await?;
+    steps.decode = arrived.elapsed();
+
     let queued = Instant::now();
-    // The slot travels with the picture, also into a task whose client has left.
-    let slot = Arc::clone(&app.decoded)
-        .acquire_owned()
-        .await
-        .map_err(|error| ApiError::Internal(error.to_string()))?;
+    let memory = app.decoded.take(measured.pixels()).await?;
     steps.queue = queued.elapsed();
-    let (picture, slot, decoding) = blocking(move || {
-        let started = Instant::now();
-        let picture = screenshot.decode(&limits)?;
-        Ok((Arc::new(picture), slot, started.elapsed()))
-    })
-    .await?;
-    steps.decode += decoding;
+    let started = Instant::now();
+    let screen = app
+        .process(move || Ok(Arc::new(Screen::new(measured.decode(&limits)?, memory))))
+        .instrument(decoding)
+        .await?;
+    steps.decode += started.elapsed();
 
     let done = app
         .engine
-        .parse(Arc::clone(&picture), options)
+        .parse(&screen, options, place)
         .await
         .map_err(|error| ApiError::Internal(error.to_string()))?;
-    app.admission.answered(done.took);
+    app.admission.answered(done.begun);
     app.metrics.elements(done.parsed.elements.len());
     app.metrics.captions.inc_by(done.parsed.captioned() as u64);
     steps.queue += done.waited;
     steps.models = done.parsed.times;
 
     let metrics = Arc::clone(&app.metrics);
-    blocking(move || {
+    let encode = move || {
         let parsed = done.parsed;
         let som_image = if include_som {
             let started = Instant::now();
-            let drawn = draw(&picture, &parsed)?;
+            let drawn = draw(screen, &parsed)?;
             steps.encode = started.elapsed();
             Some(drawn)
         } else {
+            drop(screen);
             None
         };
-        drop((picture, slot));
         steps.record(&metrics);
         answer(Finished {
             parsed,
@@ -222,23 +268,13 @@ where
             steps,
             arrived,
         })
-    })
-    .await
+    };
+    app.process(encode).instrument(info_span!("encode")).await
 }
 
-fn draw(picture: &RgbImage, parsed: &Parsed) -> Result<String, ApiError> {
+fn draw(screen: Arc<Screen>, parsed: &Parsed) -> Result<String, ApiError> {
+    // Its share of the memory is kept until it is encoded.
+    let (picture, _memory) = screen.into_parts();
     let png = encode_png(&draw_marks(picture, &parsed.marks)).map_err(|error| ApiError::Internal(error.to_string()))?;
     Ok(STANDARD.encode(png))
-}
-
-/// Runs work that would hold up the async threads.
-pub(super) async fn blocking<T, F>(work: F) -> Result<T, ApiError>
-where
-    T: Send + 'static,
-    F: FnOnce() -> Result<T, ApiError> + Send + 'static,
-{
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => Err(ApiError::Internal(error.to_string())),
-    }
 }

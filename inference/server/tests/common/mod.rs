@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test program uses a part.
 
+use hawkeye_inference::crop_cache::CropCache;
 use hawkeye_inference::device::{Expectation, OnMismatch};
 use hawkeye_inference::engine::{Engine, LoadError, ModelEntry, ModelInfo, WARM_UP_SIZE};
 use hawkeye_inference::input::Settings;
@@ -12,7 +13,7 @@ use hawkeye_inference::shutdown::{Phase, PhaseSender, phase};
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::DeviceKind;
 use hawkeye_pipeline::geometry::Rect;
-use hawkeye_pipeline::model::{Detection, Detector, ModelError, TextLine, TextReader};
+use hawkeye_pipeline::model::{CaptionPrompt, Captioner, Detection, Detector, ModelError, TextLine, TextReader};
 use hawkeye_pipeline::parser::{ParseOptions, Parser};
 use hawkeye_pipeline::profile::Profile;
 use image::RgbImage;
@@ -105,6 +106,62 @@ impl TextReader for FakeReader {
     }
 }
 
+/// A captioner that a test steers: it names each crop by the sum of its first row.
+#[derive(Debug)]
+pub struct Captions {
+    gate: Arc<Gate>,
+    /// Crops that memory holds.
+    holds: usize,
+    calls: Mutex<Vec<usize>>,
+}
+
+impl Captions {
+    /// Held by `gate`; runs out of memory with more than `holds` crops.
+    pub fn new(gate: &Arc<Gate>, holds: usize) -> Arc<Self> {
+        Arc::new(Self {
+            gate: Arc::clone(gate),
+            holds,
+            calls: Mutex::default(),
+        })
+    }
+
+    /// How many crops each call had.
+    pub fn calls(&self) -> Vec<usize> {
+        self.calls.lock().unwrap().clone()
+    }
+}
+
+struct FakeCaptioner(Arc<Captions>);
+
+impl Captioner for FakeCaptioner {
+    fn caption(&mut self, crops: &[RgbImage], _: CaptionPrompt) -> Result<Vec<String>, ModelError> {
+        self.0.calls.lock().unwrap().push(crops.len());
+        self.0.gate.pass();
+        if crops.len() > self.0.holds {
+            return Err(ModelError::OutOfMemory {
+                model: "captioner",
+                message: "CUDA out of memory".to_owned(),
+            });
+        }
+        let name = |crop: &RgbImage| -> String {
+            let row = crop.rows().next().unwrap();
+            let sum: u32 = row.map(|pixel| u32::from(pixel.0[0])).sum();
+            format!("icon {sum}")
+        };
+        Ok(crops.iter().map(name).collect())
+    }
+}
+
+/// A parser with a captioner, whose batches have `batch_size` crops.
+pub fn captioning(gate: &Arc<Gate>, captions: &Arc<Captions>, batch_size: usize) -> Parser {
+    Parser::new(
+        Box::new(FakeDetector(Arc::clone(gate))),
+        Some(Box::new(FakeReader)),
+        Some(Box::new(FakeCaptioner(Arc::clone(captions)))),
+    )
+    .with_batch_size(batch_size)
+}
+
 pub fn parser(gate: &Arc<Gate>) -> Parser {
     Parser::new(
         Box::new(FakeDetector(Arc::clone(gate))),
@@ -123,6 +180,7 @@ pub fn model_info() -> ModelInfo {
     ModelInfo {
         device: DeviceKind::Cpu,
         device_name: "CPU (fake)".to_owned(),
+        devices: 1,
         batch_size: 16,
         threads: 2,
         cuda: None,
@@ -135,7 +193,11 @@ pub fn model_info() -> ModelInfo {
     }
 }
 
+/// Loads the models of the only device.
 pub type Load = Box<dyn FnOnce() -> Result<(Parser, ModelInfo), LoadError> + Send>;
+
+/// Loads the models of each device by its number.
+pub type LoadEach = Box<dyn Fn(usize) -> Result<(Parser, ModelInfo), LoadError> + Send + Sync>;
 
 /// A running service.
 pub struct Service {
@@ -154,6 +216,7 @@ pub fn limits() -> RequestLimits {
         max_body_bytes: 1 << 20,
         max_pixels: 250_000,
         queue: 8,
+        queue_crops: None,
         timeout: Duration::from_secs(20),
         body_timeout: Duration::from_secs(5),
         device_timeout: Duration::from_mins(10),
@@ -175,8 +238,22 @@ pub async fn start_with(load: Load, limits: RequestLimits) -> Service {
 }
 
 pub async fn start_expecting(load: Load, limits: RequestLimits, expectation: Expectation) -> Service {
+    let once = Mutex::new(Some(load));
+    let load = move |_| {
+        let load = once.lock().unwrap().take();
+        load.expect("one device")()
+    };
+    start_each(Box::new(load), None, limits, expectation).await
+}
+
+pub async fn start_each(
+    load: LoadEach,
+    cache: Option<CropCache>,
+    limits: RequestLimits,
+    expectation: Expectation,
+) -> Service {
     let metrics = Arc::new(Metrics::new());
-    let engine = Engine::start(load, ParseOptions::default(), Arc::clone(&metrics)).unwrap();
+    let engine = Engine::start(load, ParseOptions::default(), cache, Arc::clone(&metrics)).unwrap();
     let (stop, phase) = phase();
     let settings = Settings {
         profile: Profile::Balanced.settings(),

@@ -4,7 +4,7 @@ mod tensors;
 
 use self::tensors::{INPUT, InferRequest, InferResponse, OUTPUTS, TensorMetadata};
 use super::probes::ready as readiness;
-use super::work::{Finished, Order, Received, blocking, discard, receive, run, within};
+use super::work::{Finished, Order, discard, serve};
 use super::{App, parse};
 use crate::error::{ApiError, FieldError};
 use crate::openapi::{InferErrors, V2Error};
@@ -187,13 +187,7 @@ pub(super) async fn infer(
         discard(body, &parts.headers).await;
         return Err(error);
     }
-    let work = async {
-        let Received {
-            place: _place,
-            parts,
-            body,
-            arrived,
-        } = receive(&app, request).await?;
+    serve(&app, request, async |parts, body| {
         if parts.headers.contains_key(BINARY_HEADER) {
             let reason = "Binary tensors are not supported: send JSON";
             return Err(ApiError::from(FieldError::new(
@@ -204,16 +198,17 @@ pub(super) async fn infer(
             )));
         }
         let limits = app.limits.decoding();
-        let asked = blocking(move || tensors::read(&body, &limits)).await?;
+        let asked = app.process(move || tensors::read(&body, &limits)).await?;
         let order = Order {
             screenshot: asked.screenshot,
             options: asked.options.for_pipeline(app.settings),
             include_som: asked.options.include_som,
         };
         let (id, wanted) = (asked.id, asked.wanted);
-        run(&app, order, arrived, move |finished| answer(finished, id, &wanted)).await
-    };
-    within(&app, work).await.map_err(Refused)
+        Ok((order, move |finished| answer(finished, id, &wanted)))
+    })
+    .await
+    .map_err(Refused)
 }
 
 fn answer(finished: Finished, id: Option<String>, wanted: &[&'static str]) -> Result<Response, ApiError> {

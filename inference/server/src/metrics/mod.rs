@@ -1,4 +1,9 @@
-//! Prometheus metrics. Label values come from the enums here only, so the number of series is bounded.
+//! Prometheus metrics. Label values come from the enums here only, and from the machine's number of devices, so the number
+//! of series is bounded.
+
+mod devices;
+
+pub use self::devices::DeviceMetrics;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::Counter;
@@ -174,16 +179,14 @@ pub struct Metrics {
     cut: Family<SlowLabels, Counter>,
     /// Open connections.
     pub connections: Gauge,
-    /// Seconds that the device was at work; its rate is the device's utilisation.
-    pub device_busy: Seconds,
-    /// Icons that were described.
+    /// Icons that were described, those from the cache included.
     pub captions: Counter,
-    /// Requests held, the one on the device included.
+    /// Requests held, those on the device included.
     pub held: Gauge,
-    /// Jobs that were dropped because their client had left.
-    pub abandoned: Counter,
-    /// Panics that were caught on the device thread.
-    pub panics: Counter,
+    /// Crops held: known ones, and those expected of requests that have not been searched yet.
+    pub held_crops: Gauge,
+    /// What the devices do.
+    pub devices: DeviceMetrics,
     /// 1 once the models are loaded.
     pub models_loaded: Gauge,
     /// 1 when the device is not the expected one.
@@ -212,12 +215,12 @@ impl Metrics {
         let outcomes = Family::<OutcomeLabels, Counter>::default();
         let stages = Family::<StageLabels, Histogram>::new_with_constructor(seconds_histogram);
         let elements = Histogram::new(exponential_buckets(1.0, 2.0, 10));
-        let (held, abandoned, panics) = (Gauge::default(), Counter::default(), Counter::default());
+        let (held, held_crops) = (Gauge::default(), Gauge::default());
         let (models_loaded, device_mismatch) = (Gauge::default(), Gauge::default());
         let (load_seconds, warm_up_seconds) = (Gauge::default(), Gauge::default());
         let cut = Family::<SlowLabels, Counter>::default();
         let connections = Gauge::default();
-        let (device_busy, captions) = (Seconds::default(), Counter::default());
+        let captions = Counter::default();
 
         registry.register("http_requests", "HTTP requests", http_requests.clone());
         registry.register_with_unit(
@@ -236,15 +239,14 @@ impl Metrics {
         registry.register("parse_elements", "Elements in an answer", elements.clone());
         registry.register(
             "parse_requests_held",
-            "Requests held, the one on the device included",
+            "Requests held, those on the device included",
             held.clone(),
         );
         registry.register(
-            "parse_abandoned",
-            "Jobs dropped because their client had left",
-            abandoned.clone(),
+            "parse_crops_held",
+            "Crops held: known ones, and those expected of requests that have not been searched yet",
+            held_crops.clone(),
         );
-        registry.register("device_panics", "Panics caught on the device thread", panics.clone());
         registry.register("models_loaded", "1 once the models are loaded", models_loaded.clone());
         registry.register_with_unit(
             "model_load",
@@ -270,13 +272,12 @@ impl Metrics {
             cut.clone(),
         );
         registry.register("connections", "Open connections", connections.clone());
-        registry.register_with_unit(
-            "device_busy",
-            "Time that the device was at work",
-            Unit::Seconds,
-            device_busy.clone(),
+        registry.register(
+            "captions",
+            "Icons described, from the cache or by a device",
+            captions.clone(),
         );
-        registry.register("captions", "Icons described", captions.clone());
+        let devices = DeviceMetrics::register(&mut registry);
         let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "What runs here", version);
 
@@ -289,11 +290,10 @@ impl Metrics {
             elements,
             cut,
             connections,
-            device_busy,
             captions,
             held,
-            abandoned,
-            panics,
+            held_crops,
+            devices,
             models_loaded,
             device_mismatch,
             load_seconds,
@@ -351,6 +351,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hawkeye_pipeline::model::DeviceMemory;
 
     #[test]
     fn the_text_names_what_was_recorded() {
@@ -360,7 +361,15 @@ mod tests {
         metrics.stage(Stage::Detect, Duration::from_millis(3));
         metrics.loaded(Duration::from_secs(2), Duration::from_millis(500));
         metrics.cut(Slow::Body);
-        metrics.device_busy.inc_by(0.25);
+        metrics.devices.busy.inc_by(0.25);
+        metrics.devices.batch(96, 128);
+        metrics.devices.memory(
+            1,
+            DeviceMemory {
+                used: 5 << 30,
+                total: 80 << 30,
+            },
+        );
         let text = metrics.render().expect("renders");
         for line in [
             "hawkeye_http_requests_total{route=\"ParseUpload\",code=\"Success\"} 1",
@@ -372,6 +381,10 @@ mod tests {
             "hawkeye_device_mismatch 0",
             "hawkeye_slow_clients_cut_total{at=\"Body\"} 1",
             "hawkeye_device_busy_seconds_total 0.25",
+            "hawkeye_captioner_crops_total 96",
+            "hawkeye_captioner_batch_crops_bucket{le=\"128.0\"} 1",
+            "hawkeye_captioner_batch_fill_ratios_sum 0.75",
+            "hawkeye_device_memory_used_bytes{device=\"1\"} 5368709120",
             concat!("hawkeye_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

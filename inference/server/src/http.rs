@@ -1,12 +1,12 @@
-//! GET requests over connections of their own: proxies from the environment, TLS, redirects, and a limit on every wait.
+//! HTTP requests: proxies from the environment, TLS, redirects, and a limit on every wait.
 //!
 //! hyper itself, since a client library brings its TLS settings into every other program that is built with this one.
 
-use http_body_util::Empty;
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
+use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{HOST, HeaderName, HeaderValue, LOCATION, PROXY_AUTHORIZATION, USER_AGENT};
-use hyper::{Request, Response, Uri};
+use hyper::{Method, Request, Response, Uri};
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use url::Url;
+use url::{Position, Url};
 
 /// A connection has to be there within this time. Four tries and the waits between them come to less than the 30 seconds
 /// within which the operator's status has to say what is wrong.
@@ -114,7 +114,11 @@ impl Http {
     pub async fn get(&self, url: &Url, headers: &[(HeaderName, HeaderValue)]) -> Result<Response<Incoming>, HttpError> {
         let mut url = url.clone();
         for _ in 0..=REDIRECTS {
-            let response = self.one(&url, headers).await?;
+            let response = self
+                .open(&url)
+                .await?
+                .send(Method::GET, &url, headers, Bytes::new(), SILENCE)
+                .await?;
             let location = match response.status().as_u16() {
                 301 | 302 | 303 | 307 | 308 => response.headers().get(LOCATION),
                 _ => return Ok(response),
@@ -130,8 +134,11 @@ impl Http {
         Err(HttpError::Redirect(format!("more than {REDIRECTS} times")))
     }
 
-    async fn one(&self, url: &Url, headers: &[(HeaderName, HeaderValue)]) -> Result<Response<Incoming>, HttpError> {
-        let unusable = |error: &dyn std::fmt::Display| HttpError::Address(error.to_string());
+    /// A connection to the host of a URL, for one request after another.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn open(&self, url: &Url) -> Result<Connection, HttpError> {
         let uri: Uri = url.as_str().parse().map_err(|error| unusable(&error))?;
         let secure = url.scheme() == "https";
         let host = url.host_str().ok_or_else(|| unusable(&"no host"))?;
@@ -165,31 +172,14 @@ impl Http {
             Box::new(stream)
         };
 
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // It ends with the answer, whose body it drives.
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // It ends with the last answer, whose body it drives.
         tokio::spawn(connection);
-        // A proxy has to be told the whole address.
-        let target = if proxy.is_some() && !secure {
-            &url[..url::Position::AfterQuery]
-        } else {
-            &url[url::Position::BeforePath..url::Position::AfterQuery]
-        };
-        let authority = match url.port() {
-            Some(port) => format!("{host}:{port}"),
-            None => host.to_owned(),
-        };
-        let mut request = Request::get(target)
-            .header(HOST, authority)
-            .header(USER_AGENT, concat!("hawkeye-inference/", env!("CARGO_PKG_VERSION")));
-        for (name, value) in headers {
-            request = request.header(name, value);
-        }
-        if let Some(authorization) = authorization.filter(|_| !secure) {
-            request = request.header(PROXY_AUTHORIZATION, authorization);
-        }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| unusable(&error))?;
-        let response = timeout(SILENCE, sender.send_request(request)).await;
-        Ok(response.map_err(|_| HttpError::Silent(SILENCE))??)
+        Ok(Connection {
+            sender,
+            plain_proxy: proxy.is_some() && !secure,
+            authorization: authorization.filter(|_| !secure),
+        })
     }
 
     async fn secured(&self, stream: TcpStream, host: &str) -> Result<Box<dyn Stream>, HttpError> {
@@ -203,6 +193,61 @@ impl Http {
             Ok(stream) => Ok(Box::new(stream.map_err(failed)?)),
             Err(_) => Err(HttpError::Silent(SILENCE)),
         }
+    }
+}
+
+fn unusable(error: &dyn std::fmt::Display) -> HttpError {
+    HttpError::Address(error.to_string())
+}
+
+/// A connection to one host.
+#[derive(Debug)]
+pub struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// Whether a proxy reads the requests: it has to be told the whole address.
+    plain_proxy: bool,
+    /// What such a proxy asks for.
+    authorization: Option<HeaderValue>,
+}
+
+impl Connection {
+    /// The answer to one request to a URL of the same host, which must begin within `silence`.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub async fn send(
+        &mut self,
+        method: Method,
+        url: &Url,
+        headers: &[(HeaderName, HeaderValue)],
+        body: Bytes,
+        silence: Duration,
+    ) -> Result<Response<Incoming>, HttpError> {
+        let target = if self.plain_proxy {
+            &url[..Position::AfterQuery]
+        } else {
+            &url[Position::BeforePath..Position::AfterQuery]
+        };
+        // With the port, if it is not the scheme's.
+        let authority = &url[Position::BeforeHost..Position::AfterPort];
+        let mut request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header(HOST, authority)
+            .header(USER_AGENT, concat!("hawkeye-inference/", env!("CARGO_PKG_VERSION")));
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        if let Some(authorization) = &self.authorization {
+            request = request.header(PROXY_AUTHORIZATION, authorization);
+        }
+        let request = request.body(Full::new(body)).map_err(|error| unusable(&error))?;
+        let sent = async {
+            self.sender.ready().await?;
+            self.sender.send_request(request).await
+        };
+        let response = timeout(silence, sent).await;
+        Ok(response.map_err(|_| HttpError::Silent(silence))??)
     }
 }
 

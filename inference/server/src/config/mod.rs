@@ -1,5 +1,8 @@
 //! Flags and environment. Each setting is both; a flag wins over its variable.
 
+mod values;
+
+use self::values::{at_least_one, bytes, duration, fraction, sha256, size, web_address};
 use crate::device::{Expectation, OnMismatch};
 use crate::input::Settings;
 use clap::builder::BoolishValueParser;
@@ -19,7 +22,7 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-    /// Log format on stderr. What is logged: `RUST_LOG` (default `info`; for `parse`: `warn`).
+    /// Log format on stderr. What is logged: `RUST_LOG` (default `info`; for `parse`, `detect` and `bench`: `warn`).
     #[arg(
         long,
         global = true,
@@ -39,6 +42,10 @@ pub enum Command {
     Parse(Box<ParseArgs>),
     /// Download a model bundle, check it, and put it into a folder
     Fetch(Box<FetchArgs>),
+    /// Print what kind of machine this is, for scripts
+    Detect(DetectArgs),
+    /// Measure a running service, or the models alone
+    Bench(Box<BenchArgs>),
 }
 
 /// Log formats.
@@ -106,6 +113,15 @@ pub struct ServeArgs {
     /// Port to listen on
     #[arg(long, env = "OMNIPARSER_PORT", default_value_t = 9989, help_heading = "HTTP")]
     pub port: u16,
+    /// Captions that are remembered, so that an icon that looks the same, pixel by pixel, is described once; 0 remembers none
+    #[arg(
+        long,
+        env = "HAWKEYE_CROP_CACHE",
+        value_name = "N",
+        default_value_t = 8192,
+        help_heading = "Models"
+    )]
+    pub crop_cache: usize,
     /// Limits of what is accepted.
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -137,7 +153,7 @@ pub struct ExpectArgs {
     /// and say so)
     #[arg(long, env = "HAWKEYE_ON_MISMATCH", default_value = "exit", ignore_case = true)]
     pub on_mismatch: OnMismatch,
-    /// The device is taken for wedged when it works on one screenshot for longer than this: the process ends with an error.
+    /// The device is taken for wedged when it works on one screenshot or batch for longer than this: the process ends with an error.
     /// After half of it, /readyz says no
     #[arg(long, env = "HAWKEYE_DEVICE_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub device_timeout: Duration,
@@ -181,9 +197,13 @@ pub struct LimitArgs {
     /// Largest screenshot in pixels (width × height); more is a 413
     #[arg(long, env = "HAWKEYE_MAX_PIXELS", value_name = "N", default_value_t = 40_000_000)]
     pub max_pixels: u64,
-    /// Requests to /parse held at once, the one on the device included; more is a 429
+    /// Requests to /parse held at once, those on the device included; more is a 429
     #[arg(long, env = "HAWKEYE_QUEUE", value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     pub queue: usize,
+    /// Crops held at once, those in the captioner included: icons of the requests that are held, as far as they are known, and
+    /// what is expected of the others; more is a 429 [default: 50 batches for each device]
+    #[arg(long, env = "HAWKEYE_QUEUE_CROPS", value_name = "N", value_parser = at_least_one)]
+    pub queue_crops: Option<usize>,
     /// How long a request may take, waiting included; more is a 504
     #[arg(long, env = "HAWKEYE_REQUEST_TIMEOUT", value_name = "TIME", default_value = "120s", value_parser = duration)]
     pub request_timeout: Duration,
@@ -243,6 +263,59 @@ pub struct FetchArgs {
     pub message_file: Option<PathBuf>,
 }
 
+/// Options of `detect`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DetectArgs {
+    /// env: lines for a shell's eval; json: one object
+    #[arg(long, default_value = "env", ignore_case = true)]
+    pub format: DetectFormat,
+}
+
+/// Formats of `detect`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DetectFormat {
+    /// `export NAME='value'` lines.
+    Env,
+    /// One object.
+    Json,
+}
+
+/// Options of `bench`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Screenshots (PNG, JPEG, WebP or BMP), used in turn
+    #[arg(required = true)]
+    pub images: Vec<PathBuf>,
+    /// Service to measure, e.g. http://localhost:9989; without it the models are measured in this process, one screenshot after
+    /// another, from the file to the encoded overlay
+    #[arg(long, value_name = "URL", value_parser = web_address)]
+    pub url: Option<Url>,
+    /// Requests at a time
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096), requires = "url")]
+    pub concurrency: u32,
+    /// How long to measure
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub duration: Duration,
+    /// Parses before that, which do not count
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub warm_up: u32,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Name of the scenario in what is printed
+    #[arg(long, value_name = "TEXT", default_value = "bench")]
+    pub name: String,
+    /// Ask for no annotated picture
+    #[arg(long)]
+    pub no_som: bool,
+    /// Do not read text
+    #[arg(long)]
+    pub no_ocr: bool,
+    /// Settings of the models, for a measurement without a service.
+    #[command(flatten)]
+    pub model: ModelArgs,
+}
+
 /// Variables of the Python service that are no settings here, and what takes their place.
 const NOT_READ: [(&str, &str); 6] = [
     ("OMNIPARSER_WORKERS", "one process owns the device"),
@@ -285,85 +358,6 @@ pub fn not_read(names: impl Iterator<Item = String>) -> Vec<(String, String)> {
         .collect()
 }
 
-fn web_address(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| error.to_string())?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return Err("must begin with http:// or https://".to_owned());
-    }
-    // They would show in the pod's spec and in its list of processes.
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("must not hold a user name or password".to_owned());
-    }
-    Ok(url)
-}
-
-fn sha256(text: &str) -> Result<String, String> {
-    let digits = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if text.len() == 64 && digits {
-        Ok(text.to_owned())
-    } else {
-        Err("must be 64 lower case hexadecimal digits".to_owned())
-    }
-}
-
-fn size(text: &str) -> Result<u64, String> {
-    bytes(text).map(|bytes| bytes as u64)
-}
-
-fn fraction(text: &str) -> Result<f32, String> {
-    let value: f32 = text.trim().parse().map_err(|_| "not a number".to_owned())?;
-    if (0.0..=1.0).contains(&value) {
-        Ok(value)
-    } else {
-        Err("must be between 0 and 1".to_owned())
-    }
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.trim().parse() {
-        Ok(0) => Err("must be at least 1".to_owned()),
-        Ok(value) => Ok(value),
-        Err(_) => Err("not a whole number".to_owned()),
-    }
-}
-
-/// `90`, `90s`, `500ms`, `2m`: a number without a unit is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    let text = text.trim();
-    let split = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: f64 = number
-        .parse()
-        .map_err(|_| "not a time: write 500ms, 30s or 2m".to_owned())?;
-    let seconds = match unit.trim() {
-        "ms" => number / 1e3,
-        "" | "s" => number,
-        "m" => number * 60.0,
-        other => return Err(format!("unknown unit `{other}`: use ms, s or m")),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
-}
-
-/// `33554432`, `32MiB`, `512KiB`.
-fn bytes(text: &str) -> Result<usize, String> {
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let number: usize = number
-        .parse()
-        .map_err(|_| "not a size: write 33554432 or 32MiB".to_owned())?;
-    let factor = match unit.trim() {
-        "" => 1,
-        "KiB" | "Ki" => 1 << 10,
-        "MiB" | "Mi" => 1 << 20,
-        "GiB" | "Gi" => 1 << 30,
-        other => return Err(format!("unknown unit `{other}`: use KiB, MiB or GiB")),
-    };
-    number.checked_mul(factor).ok_or_else(|| "too large".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,7 +384,8 @@ mod tests {
         assert_eq!(args.model.device, DeviceChoice::Auto);
         assert!((args.model.min_confidence - 0.05).abs() < f32::EPSILON);
         assert_eq!(args.limits.max_body_bytes, 32 * 1024 * 1024);
-        assert_eq!(args.limits.queue, 32);
+        assert_eq!((args.limits.queue, args.limits.queue_crops), (32, None));
+        assert_eq!(args.crop_cache, 8192);
     }
 
     #[test]
@@ -456,6 +451,8 @@ mod tests {
             ["--min-confidence", "1.5"],
             ["--min-confidence", "NaN"],
             ["--queue", "0"],
+            ["--queue-crops", "0"],
+            ["--crop-cache", "-1"],
             ["--request-timeout", "5h"],
             ["--request-timeout", "-1s"],
             ["--max-body-bytes", "lots"],
@@ -496,18 +493,8 @@ mod tests {
     }
 
     #[test]
-    fn times_and_sizes() {
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
-        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(bytes("512KiB"), Ok(512 * 1024));
-        assert_eq!(bytes("7"), Ok(7));
-        assert!(bytes("99999999999999GiB").is_err());
-    }
-
-    #[test]
     fn the_reference_page_has_every_flag_variable_and_default() {
-        let page = include_str!("../../../docs/src/reference/inference-settings.md");
+        let page = include_str!("../../../../docs/src/reference/inference-settings.md");
         let commands = Cli::command();
         for command in commands.get_subcommands().chain([&commands]) {
             for argument in command.get_arguments() {
