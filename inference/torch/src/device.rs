@@ -1,6 +1,10 @@
 //! Chooses and names the device.
 
-use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
+use crate::shim::{self, DeviceMemory, GraphPool};
+use hawkeye_pipeline::{
+    bundle::DType,
+    device::{DeviceChoice, DeviceKind},
+};
 
 /// A device that is asked for but not there.
 #[derive(Debug, thiserror::Error)]
@@ -24,13 +28,17 @@ pub struct CudaFacts {
     pub memory_bytes: u64,
 }
 
-/// An opened device.
+/// An opened device. On CUDA it belongs to the thread that opened it, which gets a stream of its own there.
 #[derive(Debug, Clone)]
 pub struct Device {
     kind: DeviceKind,
     name: String,
     cuda: Option<CudaFacts>,
+    graphs: Option<GraphPool>,
 }
+
+/// The GPU that is used, of those that the process sees.
+const GPU: i8 = 0;
 
 impl Device {
     /// Opens the device chosen; [`DeviceChoice::Auto`] takes the first of CUDA, MPS and CPU.
@@ -64,13 +72,54 @@ impl Device {
         self.cuda.as_ref()
     }
 
+    /// The same without CUDA graphs: every kernel is launched by itself.
+    #[must_use]
+    pub fn without_graphs(self) -> Self {
+        Self { graphs: None, ..self }
+    }
+
+    /// Whether models are recorded as CUDA graphs.
+    pub const fn has_graphs(&self) -> bool {
+        self.graphs.is_some()
+    }
+
+    /// The memory that all graphs of this device share.
+    pub(crate) const fn graph_pool(&self) -> Option<GraphPool> {
+        self.graphs
+    }
+
+    /// The number format that runs where `wanted` is asked for: processors compute `float16` by way of `float32`, slowly.
+    pub(crate) fn usable(&self, wanted: DType) -> DType {
+        if self.kind == DeviceKind::Cpu && wanted == DType::Float16 {
+            DType::Float32
+        } else {
+            wanted
+        }
+    }
+
     pub(crate) const fn torch(&self) -> tch::Device {
         match self.kind {
-            DeviceKind::Cuda => tch::Device::Cuda(0),
+            DeviceKind::Cuda => tch::Device::Cuda(GPU as usize),
             DeviceKind::Mps => tch::Device::Mps,
             DeviceKind::Cpu => tch::Device::Cpu,
         }
     }
+}
+
+/// What libtorch holds of the GPU's memory; `None` before CUDA is in use.
+pub fn device_memory() -> Option<DeviceMemory> {
+    shim::memory(GPU).ok()
+}
+
+/// Lets the `most_…` of [`device_memory`] begin anew, from what is in use now. Without CUDA nothing happens.
+pub fn reset_peak_memory() {
+    // It fails only where there is nothing to reset.
+    let _ = shim::reset_peak_memory(GPU);
+}
+
+/// Waits until the GPU has done what this thread asked of it; at once without CUDA.
+pub fn wait_for_device() {
+    let _ = shim::wait_for_stream(GPU);
 }
 
 /// Number of CPU threads of one libtorch operation.
@@ -88,6 +137,7 @@ fn cpu() -> Device {
         kind: DeviceKind::Cpu,
         name: format!("CPU ({})", std::env::consts::ARCH),
         cuda: None,
+        graphs: None,
     }
 }
 
@@ -100,6 +150,7 @@ fn open_mps() -> Result<Device, DeviceError> {
         kind: DeviceKind::Mps,
         name: "Apple Silicon (arm64)".to_owned(),
         cuda: None,
+        graphs: None,
     })
 }
 
@@ -125,6 +176,11 @@ fn open_cuda() -> Result<Device, DeviceError> {
         let variable = |name: &str| std::env::var(name).ok();
         return Err(DeviceError::Cuda(why_no_gpu(driver.err(), variable)));
     }
+    let unusable = |error: tch::TchError| DeviceError::Cuda(error.to_string());
+    shim::use_own_stream(GPU).map_err(unusable)?;
+    let graphs = GraphPool::new()
+        .inspect_err(|error| tracing::warn!(%error, "no CUDA graphs: every kernel is launched by itself"))
+        .ok();
     let (name, facts) = match driver {
         Ok((name, facts)) => (name, Some(facts)),
         Err(_) => ("GPU of unknown name".to_owned(), None),
@@ -138,6 +194,7 @@ fn open_cuda() -> Result<Device, DeviceError> {
         kind: DeviceKind::Cuda,
         name,
         cuda: facts,
+        graphs,
     })
 }
 

@@ -2,14 +2,16 @@
 
 use crate::{
     LoadError,
-    module::{LoadedModule, backend, values},
+    device::Device,
+    module::{Inference, LoadedModule, backend, pictures, values},
+    runner::PictureRunner,
 };
 use hawkeye_pipeline::{
     bundle::{Bundle, RecognizerOutput},
     geometry::Quad,
     model::{ModelError, TextLine, TextReader},
     ocr::{
-        batch::by_width,
+        batch::{Batch, by_width},
         crop::cut_line,
         ctc::{Alphabet, Emission, emissions},
         db::{DbOptions, ProbabilityMap, find_lines},
@@ -23,7 +25,7 @@ use tch::{Kind, TchError, Tensor};
 /// Finds and reads lines of text with the bundle's two OCR models.
 #[derive(Debug)]
 pub struct TorchReader {
-    finder: LoadedModule,
+    finder: PictureRunner,
     recogniser: LoadedModule,
     alphabet: Alphabet,
     line_height: u32,
@@ -45,6 +47,7 @@ impl TorchReader {
         finder: LoadedModule,
         recogniser: LoadedModule,
         batch_size: usize,
+        device: &Device,
     ) -> Result<Self, LoadError> {
         let model = recogniser.model();
         let missing = |what| LoadError::Incomplete {
@@ -60,7 +63,7 @@ impl TorchReader {
             .map_err(|_| missing("characters in UTF-8"))?;
         let alphabet = Alphabet::from_lines(&text);
         Ok(Self {
-            finder,
+            finder: PictureRunner::new(finder, device),
             recogniser,
             alphabet,
             line_height,
@@ -69,17 +72,15 @@ impl TorchReader {
     }
 
     /// Quads in pixels of the picture that lines are cropped from, and that picture.
-    fn find(&self, screenshot: &RgbImage, plan: &Plan) -> Result<(RgbImage, Vec<Quad>), TchError> {
+    fn find(&mut self, screenshot: &RgbImage, plan: &Plan) -> Result<(RgbImage, Vec<Quad>), TchError> {
         let mut picture = resize_exact(screenshot, plan.scaled.0, plan.scaled.1);
         if plan.bars > 0 {
             let mut padded = RgbImage::new(plan.padded().0, plan.padded().1);
             image::imageops::replace(&mut padded, &picture, 0, plan.bars.into());
             picture = padded;
         }
-        let input = self
-            .finder
-            .input(&[resize_exact(&picture, plan.input.0, plan.input.1)])?;
-        let map: Vec<f32> = values(&self.finder.forward(&input)?)?;
+        let input = resize_exact(&picture, plan.input.0, plan.input.1);
+        let map: Vec<f32> = values(&self.finder.run(&[input])?)?;
         let map = ProbabilityMap {
             values: &map,
             width: plan.input.0,
@@ -98,15 +99,11 @@ impl TorchReader {
     }
 
     fn read_lines(&self, lines: &[RgbImage]) -> Result<Vec<Reading>, TchError> {
-        let _guard = tch::no_grad_guard();
+        let _inference = Inference::begin()?;
         let widths: Vec<u32> = lines.iter().map(|line| self.scaled_width(line)).collect();
         let mut readings = vec![Reading::default(); lines.len()];
         for batch in by_width(&widths, self.batch_size) {
-            let rows = batch
-                .lines
-                .iter()
-                .map(|&line| self.padded(&lines[line], widths[line], batch.width));
-            let input = Tensor::f_cat(&rows.collect::<Result<Vec<_>, _>>()?, 0)?;
+            let input = self.input(&batch, lines, &widths)?;
             for (&line, reading) in batch.lines.iter().zip(self.read_batch(&input)?) {
                 readings[line] = reading;
             }
@@ -120,16 +117,36 @@ impl TorchReader {
         ((f64::from(self.line_height) * width / height).ceil() as u32).max(1)
     }
 
-    /// (1, 3, line height, `width`): the line scaled to `own` pixels, zeros (mid grey) right of it.
-    fn padded(&self, line: &RgbImage, own: u32, width: u32) -> Result<Tensor, TchError> {
-        let own = own.min(width);
-        let input = self.recogniser.input(&[resize_exact(line, own, self.line_height)])?;
-        input.f_constant_pad_nd([0, i64::from(width - own)])
+    /// (B, 3, line height, batch width), normalised: each line scaled to its own width, zeros (mid grey) right of it.
+    fn input(&self, batch: &Batch, lines: &[RgbImage], widths: &[u32]) -> Result<Tensor, TchError> {
+        let mut page = Vec::with_capacity(batch.lines.len());
+        for &line in &batch.lines {
+            let own = widths[line].min(batch.width);
+            let mut row = RgbImage::new(batch.width, self.line_height);
+            image::imageops::replace(&mut row, &resize_exact(&lines[line], own, self.line_height), 0, 0);
+            page.push(row);
+        }
+        let (kind, device) = self.recogniser.options();
+        let input = self.recogniser.normalised(&pictures(&page)?.f_to_device(device)?)?;
+        let own: Vec<i64> = batch
+            .lines
+            .iter()
+            .map(|&line| i64::from(widths[line].min(batch.width)))
+            .collect();
+        let columns = Tensor::f_arange(i64::from(batch.width), (Kind::Int64, device))?;
+        let own = Tensor::f_from_slice(&own)?.f_to_device(device)?.f_reshape([-1, 1])?;
+        // (B, 1, 1, width): 1 on the line, 0 right of it.
+        let inside = columns
+            .f_lt_tensor(&own)?
+            .f_to_kind(kind)?
+            .f_unsqueeze(1)?
+            .f_unsqueeze(1)?;
+        input.f_mul(&inside)
     }
 
     fn read_batch(&self, input: &Tensor) -> Result<Vec<Reading>, TchError> {
         // (B, T, C)
-        let output = self.recogniser.forward(input)?;
+        let output = self.recogniser.call(&[input])?.f_to_kind(Kind::Float)?;
         let (lines, steps, classes) = output.size3()?;
         if classes as usize != self.alphabet.classes() {
             let known = self.alphabet.classes();
@@ -181,10 +198,7 @@ impl TorchReader {
 impl TextReader for TorchReader {
     fn read(&mut self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<TextLine>, ModelError> {
         let plan = Plan::new(screenshot.width(), screenshot.height());
-        let (picture, quads) = {
-            let _guard = tch::no_grad_guard();
-            self.find(screenshot, &plan).map_err(backend("text reader"))?
-        };
+        let (picture, quads) = self.find(screenshot, &plan).map_err(backend("text reader"))?;
         let crops: Vec<RgbImage> = quads.iter().map(|quad| cut_line(&picture, quad)).collect();
         let readings = self.recognise(&crops)?;
         let lines = quads
