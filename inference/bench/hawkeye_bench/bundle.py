@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from hawkeye_export.bundle import MANIFEST, check_bundle, exporter_digest
@@ -37,3 +38,7 @@ def assemble(models: Path, out: Path, dtypes: tuple[str, ...]) -> Path:
     document = manifest | {"name": NAME, "testOnly": True, "models": [*kept, export(out, request)], "madeOf": made_of}
     (out / MANIFEST).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return out
+
+
+if __name__ == "__main__":
+    print(assemble(Path(sys.argv[1]), Path(sys.argv[2]), tuple(sys.argv[3].split(","))))

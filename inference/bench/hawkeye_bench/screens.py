@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+import sys
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -86,3 +88,8 @@ def text() -> bytes:
 
 
 SCREENS = {"icons": icons, "text": text}
+
+
+if __name__ == "__main__":
+    for name, draw in SCREENS.items():
+        (Path(sys.argv[1]) / f"{name}.png").write_bytes(draw())

@@ -43,6 +43,7 @@ fn options(args: &ModelArgs, choice: &Choice) -> LoadOptions {
         device: DeviceChoice::Only(choice.kind),
         dtype,
         batch_size,
+        cuda_graphs: args.cuda_graphs,
         ..LoadOptions::default()
     }
 }

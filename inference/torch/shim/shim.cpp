@@ -91,6 +91,15 @@ char* hk_memory(int8_t device, int64_t* in_use, int64_t* held, int64_t* most_in_
   });
 }
 
+// Bytes of the device that nobody uses, and all of its bytes.
+char* hk_memory_free(int8_t device, uint64_t* free, uint64_t* total) {
+  return guarded([&] {
+    const auto info = allocator()->getMemoryInfo(device);
+    *free = info.first;
+    *total = info.second;
+  });
+}
+
 char* hk_memory_reset_peak(int8_t device) {
   return guarded([&] { allocator()->resetPeakStats(device); });
 }

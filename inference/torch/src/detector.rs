@@ -3,8 +3,8 @@
 use crate::{
     LoadError,
     device::Device,
-    module::{LoadedModule, backend, values},
-    runner::PictureRunner,
+    module::{LoadedModule, backend, pictures, single, values},
+    runner::Runner,
 };
 use hawkeye_pipeline::{
     geometry::Rect,
@@ -17,7 +17,7 @@ use tch::TchError;
 /// Finds icons with the bundle's detector.
 #[derive(Debug)]
 pub struct TorchDetector {
-    network: PictureRunner,
+    network: Runner,
     size: u32,
     stride: u32,
 }
@@ -37,7 +37,7 @@ impl TorchDetector {
             .stride
             .filter(|stride| *stride > 0)
             .ok_or_else(|| missing("stride"))?;
-        let network = PictureRunner::new(module, device);
+        let network = Runner::new(module, device, LoadedModule::of_pictures);
         Ok(Self { network, size, stride })
     }
 
@@ -45,7 +45,8 @@ impl TorchDetector {
         let letterbox = Letterbox::new(screenshot.width(), screenshot.height(), self.size, self.stride);
         // (1, 5, N): centre x, centre y, width, height in pixels of the input, score. All of it comes to the host, which is one
         // wait for the device instead of several.
-        let output: Vec<f32> = values(&self.network.run(&[letterbox.apply(screenshot)])?)?;
+        let output = self.network.run(&[pictures(&[letterbox.apply(screenshot)])?])?;
+        let output: Vec<f32> = values(single(&output)?)?;
         let candidates = output.len() / 5;
         let row = |number: usize| &output[number * candidates..][..candidates];
         let [xs, ys, widths, heights, scores] = [0, 1, 2, 3, 4].map(row);

@@ -111,6 +111,12 @@ pub fn device_memory() -> Option<DeviceMemory> {
     shim::memory(GPU).ok()
 }
 
+/// Bytes of the GPU's memory that all processes use together, CUDA's own part included; `None` before CUDA is in use.
+pub fn device_memory_used() -> Option<u64> {
+    let (free, total) = shim::free_memory(GPU).ok()?;
+    total.checked_sub(free)
+}
+
 /// Lets the `most_…` of [`device_memory`] begin anew, from what is in use now. Without CUDA nothing happens.
 pub fn reset_peak_memory() {
     // It fails only where there is nothing to reset.

@@ -15,7 +15,8 @@ mod shim;
 pub use captioner::TorchCaptioner;
 pub use detector::TorchDetector;
 pub use device::{
-    CudaFacts, Device, DeviceError, device_memory, reset_peak_memory, set_threads, threads, wait_for_device,
+    CudaFacts, Device, DeviceError, device_memory, device_memory_used, reset_peak_memory, set_threads, threads,
+    wait_for_device,
 };
 pub use reader::TorchReader;
 pub use shim::DeviceMemory;
@@ -210,6 +211,7 @@ fn warm_up(
     // A strip, because the detector's input is always scaled to its full width.
     detector.detect(&page(1280, 32), 1.0)?;
     if let Some(reader) = reader {
+        reader.prepare()?;
         // A square is the text detector's smallest input.
         reader.read(&page(64, 64), 1.0)?;
         reader.recognise(&[page(64, 48)])?;

@@ -125,6 +125,14 @@ impl LoadedModule {
         self.module.forward_ts(inputs)
     }
 
+    /// What it makes of (B, H, W, 3) bytes on the device, as `float32`: the [`crate::runner::Work`] of detectors.
+    pub(crate) fn of_pictures(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+        let outputs = inputs
+            .iter()
+            .map(|bytes| self.call(&[&self.normalised(bytes)?])?.f_to_kind(Kind::Float));
+        outputs.collect()
+    }
+
     /// One call of a method other than `forward`.
     pub(crate) fn method(&self, name: &str, inputs: &[&Tensor]) -> Result<Tensor, TchError> {
         self.module.method_ts(name, inputs)
@@ -176,6 +184,14 @@ pub(crate) fn pictures(pictures: &[RgbImage]) -> Result<Tensor, TchError> {
         bytes.extend_from_slice(&picture.as_raw()[..length]);
     }
     Tensor::f_from_data_size(&bytes, &size, Kind::Uint8)
+}
+
+/// The only tensor of an outcome.
+pub(crate) fn single(outcome: &[Tensor]) -> Result<&Tensor, TchError> {
+    match outcome {
+        [tensor] => Ok(tensor),
+        other => Err(TchError::Shape(format!("{} tensors instead of one", other.len()))),
+    }
 }
 
 /// All values of a tensor, on the host, in order.

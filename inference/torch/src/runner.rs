@@ -1,22 +1,27 @@
-//! A module that takes pictures. On a GPU each size of input is recorded once as a CUDA graph, which spares the launch of hundreds
-//! of small kernels with every call.
+//! Work on a device that has the same steps for every input of one shape. On a GPU it is recorded once for each shape as a CUDA
+//! graph, which spares the launch of hundreds of small kernels with every call.
 
 use crate::{
+    batch::is_out_of_memory,
     device::Device,
-    module::{Inference, LoadedModule, pictures},
+    module::{Inference, LoadedModule},
     shim::{Graph, GraphPool},
 };
-use image::RgbImage;
-use tch::{Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
-/// The most sizes that are kept as graphs; the one that was not used for longest makes way.
-const MOST_GRAPHS: usize = 32;
+/// The most shapes that are kept as graphs; the one that was not used for longest makes way.
+const MOST_GRAPHS: usize = 48;
 
-/// Runs a module on pictures of one size at a time.
+/// What is done with a module and inputs on its device. It must ask nothing of the host.
+pub(crate) type Work = fn(&LoadedModule, &[Tensor]) -> Result<Vec<Tensor>, TchError>;
+
+/// A module and what is done with it.
 #[derive(Debug)]
-pub(crate) struct PictureRunner {
-    module: LoadedModule,
+pub(crate) struct Runner {
+    // First: graphs go before the weights that they work on.
     graphs: Option<Graphs>,
+    module: LoadedModule,
+    work: Work,
 }
 
 #[derive(Debug)]
@@ -30,78 +35,87 @@ struct Graphs {
 struct Recorded {
     // First, so that it goes before the tensors that it works on.
     graph: Graph,
-    /// (B, H, W, 3) bytes.
-    input: Tensor,
-    output: Tensor,
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
     last_used: u64,
 }
 
-impl PictureRunner {
-    pub(crate) fn new(module: LoadedModule, device: &Device) -> Self {
+impl Runner {
+    pub(crate) fn new(module: LoadedModule, device: &Device, work: Work) -> Self {
         let graphs = device.graph_pool().map(|pool| Graphs {
             pool,
             recorded: Vec::new(),
             calls: 0,
         });
-        Self { module, graphs }
+        Self { graphs, module, work }
     }
 
-    /// What the module gives for a batch, as `float32` on the device; good until the next call of any model.
-    pub(crate) fn run(&mut self, batch: &[RgbImage]) -> Result<Tensor, TchError> {
+    pub(crate) const fn module(&self) -> &LoadedModule {
+        &self.module
+    }
+
+    pub(crate) const fn has_graphs(&self) -> bool {
+        self.graphs.is_some()
+    }
+
+    /// The outcome for inputs on the host, on the device; good until the next call of any model.
+    pub(crate) fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
         let _inference = Inference::begin()?;
-        let bytes = pictures(batch)?;
         if let Some(graphs) = &mut self.graphs {
-            match graphs.run(&self.module, &bytes) {
-                Ok(output) => return Ok(output),
-                Err(error) if crate::batch::is_out_of_memory(&error) => return Err(error),
-                Err(error) => {
-                    tracing::warn!(model = self.module.model().name, %error, "CUDA graphs do not work; going on without them");
+            match graphs.run(&self.module, self.work, inputs) {
+                Err(error) if !is_out_of_memory(&error) => {
+                    // A device that has failed says so again when the kernels are launched one by one.
+                    tracing::warn!(model = self.module.model().name, %error, "CUDA graphs do not work; going on without them, more slowly");
                     self.graphs = None;
                 }
+                outcome => return outcome,
             }
         }
-        let (_, device) = self.module.options();
-        forward(&self.module, &bytes.f_to_device(device)?)
+        (self.work)(&self.module, &on_device(&self.module, inputs)?)
     }
 }
 
 impl Graphs {
-    fn run(&mut self, module: &LoadedModule, bytes: &Tensor) -> Result<Tensor, TchError> {
+    fn run(&mut self, module: &LoadedModule, work: Work, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
         self.calls += 1;
-        let size = bytes.size();
-        let known = self.recorded.iter().position(|entry| entry.input.size() == size);
-        let place = match known {
+        let is_like = |entry: &Recorded| {
+            let mut pairs = entry.inputs.iter().zip(inputs);
+            pairs.all(|(known, input)| known.size() == input.size())
+        };
+        let place = match self.recorded.iter().position(is_like) {
             Some(place) => place,
-            None => self.record(module, bytes)?,
+            None => self.record(module, work, inputs)?,
         };
         let entry = &mut self.recorded[place];
         entry.last_used = self.calls;
-        entry.input.f_copy_(bytes)?;
+        for (known, input) in entry.inputs.iter_mut().zip(inputs) {
+            known.f_copy_(input)?;
+        }
         entry.graph.replay()?;
-        Ok(entry.output.shallow_clone())
+        Ok(entry.outputs.iter().map(Tensor::shallow_clone).collect())
     }
 
-    /// The place of a new graph for inputs like `bytes`.
-    fn record(&mut self, module: &LoadedModule, bytes: &Tensor) -> Result<usize, TchError> {
-        let (_, device) = module.options();
-        let input = bytes.f_to_device(device)?;
+    /// The place of a new graph for inputs of these shapes.
+    fn record(&mut self, module: &LoadedModule, work: Work, inputs: &[Tensor]) -> Result<usize, TchError> {
+        let inputs = on_device(module, inputs)?;
         // Once as it is: kernels are loaded and workspaces allocated, which a recording must not do.
-        drop(forward(module, &input)?);
-        let (graph, output) = Graph::record(self.pool, || forward(module, &input))?;
+        drop(work(module, &inputs)?);
+        let (graph, outputs) = Graph::record(self.pool, || work(module, &inputs))?;
         if self.recorded.len() >= MOST_GRAPHS {
             let oldest = (0..self.recorded.len()).min_by_key(|&at| self.recorded[at].last_used);
             oldest.map(|at| self.recorded.swap_remove(at));
         }
         self.recorded.push(Recorded {
             graph,
-            input,
-            output,
+            inputs,
+            outputs,
             last_used: 0,
         });
         Ok(self.recorded.len() - 1)
     }
 }
 
-fn forward(module: &LoadedModule, bytes: &Tensor) -> Result<Tensor, TchError> {
-    module.call(&[&module.normalised(bytes)?])?.f_to_kind(Kind::Float)
+fn on_device(module: &LoadedModule, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+    let (_, device) = module.options();
+    inputs.iter().map(|input| input.f_to_device(device)).collect()
 }

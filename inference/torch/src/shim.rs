@@ -22,6 +22,7 @@ unsafe extern "C" {
         most_in_use: *mut i64,
         most_held: *mut i64,
     ) -> *mut c_char;
+    fn hk_memory_free(device: i8, free: *mut u64, total: *mut u64) -> *mut c_char;
     fn hk_memory_reset_peak(device: i8) -> *mut c_char;
     fn hk_memory_trim() -> *mut c_char;
     fn hk_graph_pool(first: *mut u64, second: *mut u64) -> *mut c_char;
@@ -112,6 +113,14 @@ pub(crate) fn memory(device: i8) -> Result<DeviceMemory, TchError> {
     })
 }
 
+/// Bytes of a GPU's memory that no process uses, and all of its bytes.
+pub(crate) fn free_memory(device: i8) -> Result<(u64, u64), TchError> {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: two places that outlive the call.
+    done(unsafe { hk_memory_free(device, &raw mut free, &raw mut total) })?;
+    Ok((free, total))
+}
+
 pub(crate) fn reset_peak_memory(device: i8) -> Result<(), TchError> {
     // SAFETY: no pointers.
     done(unsafe { hk_memory_reset_peak(device) })
@@ -192,15 +201,14 @@ mod tests {
 
     #[test]
     fn inference_mode_is_left_again() {
-        {
+        let zeros = || Tensor::f_zeros([2], (Kind::Float, Device::Cpu)).unwrap();
+        let made_within = {
             let _outer = InferenceMode::begin();
-            let inner = InferenceMode::begin();
-            drop(inner);
-            let made = Tensor::f_zeros([2], (Kind::Float, Device::Cpu)).unwrap();
-            assert!(made.f_set_requires_grad(true).is_err(), "still in inference mode");
-        }
-        let made = Tensor::f_zeros([2], (Kind::Float, Device::Cpu)).unwrap();
-        assert!(made.f_set_requires_grad(true).unwrap().requires_grad());
+            drop(InferenceMode::begin());
+            zeros()
+        };
+        assert!(made_within.f_set_requires_grad(true).is_err(), "it keeps no record");
+        assert!(zeros().f_set_requires_grad(true).unwrap().requires_grad());
     }
 
     #[test]
