@@ -82,7 +82,10 @@ bench)
     ;;
 run)
     failed=0
-    .gpu/bin/parity --nocapture --test-threads=1 || failed=1
+    for dtype in float32 float16 bfloat16; do
+        echo "== detector and OCR in $dtype"
+        HAWKEYE_TEST_DTYPE=$dtype .gpu/bin/parity --nocapture --test-threads=1 || failed=1
+    done
     .gpu/bin/captions --nocapture --test-threads=1 || failed=1
     options=(--bundle "$HAWKEYE_TEST_BUNDLE" --allow-test-bundle --device cuda --profile quality)
     .gpu/bin/hawkeye-inference parse "$HAWKEYE_TEST_SCREENS/demo.png" "${options[@]}" | tail -n 3 || failed=1

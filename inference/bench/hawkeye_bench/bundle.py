@@ -35,7 +35,7 @@ def assemble(models: Path, out: Path, dtypes: tuple[str, ...]) -> Path:
         single = [model[key] for key in ("characters", "tokenizer") if key in model]
         for entry in [*model["files"], *single, *model.get("reference", [])]:
             shutil.copyfile(models / entry["path"], out / entry["path"])
-    document = manifest | {"name": NAME, "testOnly": True, "models": [*kept, export(out, request)], "madeOf": made_of}
+    document = manifest | {"name": NAME, "testOnly": True, "models": [*kept, export(out, request, answers=False)], "madeOf": made_of}
     (out / MANIFEST).write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return out
 

@@ -5,7 +5,7 @@ use crate::{
     batch::is_out_of_memory,
     device::Device,
     module::{Inference, LoadedModule},
-    shim::{Graph, GraphPool},
+    shim::{Graph, GraphPool, trim_memory},
 };
 use tch::{TchError, Tensor};
 
@@ -63,12 +63,20 @@ impl Runner {
         let _inference = Inference::begin()?;
         if let Some(graphs) = &mut self.graphs {
             match graphs.run(&self.module, self.work, inputs) {
-                Err(error) if !is_out_of_memory(&error) => {
+                Ok(outputs) => return Ok(outputs),
+                Err(error) if is_out_of_memory(&error) => {
+                    tracing::warn!(
+                        model = self.module.model().name,
+                        "no memory for another CUDA graph; all are given up"
+                    );
+                    graphs.recorded.clear();
+                    trim_memory()?;
+                }
+                Err(error) => {
                     // A device that has failed says so again when the kernels are launched one by one.
                     tracing::warn!(model = self.module.model().name, %error, "CUDA graphs do not work; going on without them, more slowly");
                     self.graphs = None;
                 }
-                outcome => return outcome,
             }
         }
         (self.work)(&self.module, &on_device(&self.module, inputs)?)
@@ -100,6 +108,8 @@ impl Graphs {
         let inputs = on_device(module, inputs)?;
         // Once as it is: kernels are loaded and workspaces allocated, which a recording must not do.
         drop(work(module, &inputs)?);
+        // What that leaves is not used by a recording, which has memory of its own.
+        trim_memory()?;
         let (graph, outputs) = Graph::record(self.pool, || work(module, &inputs))?;
         if self.recorded.len() >= MOST_GRAPHS {
             let oldest = (0..self.recorded.len()).min_by_key(|&at| self.recorded[at].last_used);

@@ -1,7 +1,7 @@
 //! Captions as CUDA graphs: one for each size of batch and prompt, from the crops' bytes to the last token.
 
 use super::network::Network;
-use crate::shim::{Graph, GraphPool};
+use crate::shim::{Graph, GraphPool, trim_memory};
 use hawkeye_pipeline::{model::CaptionPrompt, parser::CAPTION_CROP};
 use tch::{Kind, TchError, Tensor};
 
@@ -69,6 +69,8 @@ impl Graphs {
         let crops = Tensor::f_zeros([size as i64, pixels, pixels, 3], (Kind::Uint8, network.device()))?;
         // Once as it is: kernels are loaded and workspaces allocated, which a recording must not do.
         drop(network.unrolled(&crops, prompt)?);
+        // What that leaves is not used by a recording, which has memory of its own.
+        trim_memory()?;
         let (graph, tokens) = Graph::record(self.pool, || network.unrolled(&crops, prompt))?;
         self.recorded.push(Recorded {
             graph,
