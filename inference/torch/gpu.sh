@@ -22,6 +22,7 @@ case ${1:-} in
 pack)
     . e2e/env.sh
     rm -rf .gpu && mkdir -p .gpu/bin
+    git describe --always --dirty >.gpu/commit
     cargo build --locked --release --package hawkeye-inference
     cargo build --locked --release --package hawkeye-torch --examples
     tests=$(cargo test --locked --package hawkeye-torch --test parity --test captions --no-run --message-format=json |
@@ -65,7 +66,8 @@ time | memory | bench)
     fi
     export PYTHONPATH=$work/site:inference/bench:inference/export/src PYTHONDONTWRITEBYTECODE=1 HAWKEYE_CACHE=$work
     dtypes=float16
-    if [[ $1 == memory ]]; then dtypes=float16,bfloat16,float32; fi
+    # bfloat16 takes what float16 takes.
+    if [[ $1 == memory ]]; then dtypes=float16,float32; fi
     bundle=$work/bundles/bench-$1
     python3 -m hawkeye_bench.bundle "$HAWKEYE_TEST_BUNDLE" "$bundle" "$dtypes"
     python3 -m hawkeye_bench.screens "$work"
@@ -74,10 +76,10 @@ time)
     .gpu/bin/time_device "$bundle" cuda float16 "$work/text.png"
     ;;
 memory)
-    .gpu/bin/measure_memory "$bundle" cuda "$work/text.png" "$dtypes" 1,16,32,64,128,256
+    .gpu/bin/measure_memory "$bundle" cuda "$work/text.png" "$dtypes" 1,64,128,256
     ;;
 bench)
-    python3 -m hawkeye_bench --program .gpu/bin/hawkeye-inference --models "$HAWKEYE_TEST_BUNDLE" --bundle "$bundle" \
+    HAWKEYE_COMMIT=$(cat .gpu/commit) python3 -m hawkeye_bench --program .gpu/bin/hawkeye-inference --models "$HAWKEYE_TEST_BUNDLE" --bundle "$bundle" \
         --only "${ONLY:-gpu}" --out "${OUT:-out/bench}/inference.json"
     ;;
 run)
@@ -119,7 +121,7 @@ PYTHON
     exit "$failed"
     ;;
 *)
-    sed -n '2,22s/^# \{0,1\}//p' "$0"
+    sed -n '2,17s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac
