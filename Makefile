@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo demo-down test check gen images bundle env tools e2e-binary bench-operator plugin bench-plan
+.PHONY: help setup demo demo-down test check gen images bundle env tools e2e-binary bench-operator plugin bench-plan bench-inference
 
 PLUGIN_DIR ?= $(HOME)/.local/bin
 
@@ -60,6 +60,13 @@ plugin: setup ## build `kubectl hawkeye` and install it into PLUGIN_DIR (default
 bench-plan: setup ## time `kubectl hawkeye plan` over up to 5,000 nodes; writes out/bench/plan.json
 	@$(in_env) cargo build --release --locked --package hawkeye-operator --bin kubectl-hawkeye --example bench_plan
 	@$(in_env) "$$CARGO_TARGET_DIR/release/examples/bench_plan"
+
+bench-inference: e2e-binary ## time the service beside the Python pipeline of the same models; writes out/bench/inference.json (BENCH: more options)
+	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" images bundle
+	@$(in_env) cargo build --release --locked --package hawkeye-inference
+	@$(in_env) PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=inference/bench:inference/export/src "$$HAWKEYE_PYTHON" -m hawkeye_bench \
+	    --program "$$CARGO_TARGET_DIR/release/hawkeye-inference" --models "$$HAWKEYE_CACHE/bundles/demo" \
+	    --bundle "$$HAWKEYE_CACHE/bundles/bench" $(BENCH)
 
 env: ## print the variables of a build: eval "$(make env)"
 	@$(in_env) for name in HAWKEYE_CACHE CARGO_TARGET_DIR PATH LIBTORCH LIBTORCH_CXX11_ABI LD_LIBRARY_PATH GOTOOLCHAIN HAWKEYE_PYTHON; do \

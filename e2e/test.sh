@@ -31,6 +31,7 @@ need "a bundle with captions for tests" inference/export/captions-test.sh
 
 suite charts charts/test.sh
 suite python env PYTHONDONTWRITEBYTECODE=1 "$HAWKEYE_PYTHON" -m pytest -p no:cacheprovider inference/export
+suite bench env PYTHONDONTWRITEBYTECODE=1 "$HAWKEYE_PYTHON" -m pytest -p no:cacheprovider inference/bench
 suite rust cargo test --locked --workspace --no-fail-fast
 # A cluster of its own, whose traces on this machine it looks for.
 if [[ $(uname -s) == Linux && $(id -u) == 0 ]]; then

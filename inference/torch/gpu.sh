@@ -4,9 +4,17 @@
 #   inference/torch/gpu.sh pack    here: builds the program and the tests and puts them, with the bundles cut into parts that
 #                                  travel well, into .gpu/ (ignored by git)
 #   inference/torch/gpu.sh run     there, in the same checkout: detector and OCR against the Python stack on CUDA, captions
-#                                  against the exporter's reference in each number format, then the program and its server
+#                                  against the exporter's reference in each number format, CUDA graphs against single kernels,
+#                                  then the program and its server
+#   inference/torch/gpu.sh time    there: each model's time with CUDA graphs and without
+#   inference/torch/gpu.sh memory  there: what a pod's memory is made of, by number format and batch
+#   inference/torch/gpu.sh bench   there: the service beside the Python pipeline; the report comes into OUT (default out/bench)
 #
-# PARTS: where `run` finds the bundles' parts (default .gpu).
+# PARTS: where the bundles' parts are found (default .gpu). WORK: where they are unpacked, and kept (default: a folder that goes
+# away). The last three make a bundle with a captioner of the published size and seeded random weights, from the packed one.
+#
+# What the machine must have beside torch: transformers, tokenizers, onnxruntime, opencv, numpy, pillow, scipy, matplotlib, pyyaml,
+# requests, psutil, tqdm. ultralytics, rapidocr and what they need beyond that are packed as wheels for its Python (3.12).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -14,33 +22,74 @@ case ${1:-} in
 pack)
     . e2e/env.sh
     rm -rf .gpu && mkdir -p .gpu/bin
+    git describe --always --dirty >.gpu/commit
     cargo build --locked --release --package hawkeye-inference
-    cargo build --locked --release --package hawkeye-torch --example time_stages
+    cargo build --locked --release --package hawkeye-torch --examples
     tests=$(cargo test --locked --package hawkeye-torch --test parity --test captions --no-run --message-format=json |
         jq -r 'select(.executable != null).executable')
     inference/export/captions-test.sh
-    cp "$CARGO_TARGET_DIR"/release/hawkeye-inference "$CARGO_TARGET_DIR"/release/examples/time_stages .gpu/bin/
+    cp "$CARGO_TARGET_DIR"/release/hawkeye-inference "$CARGO_TARGET_DIR"/release/examples/{time_device,measure_memory} .gpu/bin/
     for test in $tests; do
         name=$(basename "$test")
         strip -o ".gpu/bin/${name%-*}" "$test"
     done
-    # One bundle: the tests' has the demo's models, too.
-    tar -C "$HAWKEYE_CACHE/bundles" -cf - captions-test | split -b 45M -d - .gpu/bundle.part
+    rm -rf .gpu/wheels
+    platforms=()
+    for glibc in 2_28 2_27 2_24 2_17; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
+    for package in ultralytics ultralytics-thop rapidocr pyclipper shapely omegaconf colorlog; do
+        sed -nE "s/^($package==[^ ;\\\\]+).*/\1/p" inference/export/requirements.lock
+    done >.gpu/wheels.txt
+    "$HAWKEYE_PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+        "${platforms[@]}" --dest .gpu/wheels --requirement .gpu/wheels.txt
+    # One bundle: the tests' has the demo's models, too. The detector as published is the Python pipeline's.
+    tar -C "$HAWKEYE_CACHE" -cf - bundles/captions-test weights -C "$PWD/.gpu" wheels | split -b 45M -d - .gpu/bundle.part
+    rm -rf .gpu/wheels .gpu/wheels.txt
     du -h .gpu/*
     ;;
-run)
+run | time | memory | bench)
     parts=${PARTS:-.gpu}
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' EXIT
-    cat "$parts"/bundle.part* | tar -C "$work" -xf -
+    if [[ -z ${WORK:-} ]]; then
+        WORK=$(mktemp -d)
+        trap 'rm -rf "$WORK"' EXIT
+    fi
+    work=$WORK
+    mkdir -p "$work"
+    if [[ ! -d $work/wheels ]]; then cat "$parts"/bundle.part* | tar -C "$work" -xf -; fi
     torch=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))')
     export LD_LIBRARY_PATH=$torch/lib HAWKEYE_TEST_SCREENS=$PWD/inference/export/testdata/screens HAWKEYE_TEST_DEVICE=cuda
-    export HAWKEYE_TEST_BUNDLE=$work/captions-test HAWKEYE_TEST_CAPTION_BUNDLE=$work/captions-test
+    export HAWKEYE_TEST_BUNDLE=$work/bundles/captions-test HAWKEYE_TEST_CAPTION_BUNDLE=$work/bundles/captions-test
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || true
+    ;;&
+time | memory | bench)
+    if [[ ! -d $work/site ]]; then
+        python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$work/site" "$work"/wheels/*.whl
+    fi
+    export PYTHONPATH=$work/site:inference/bench:inference/export/src PYTHONDONTWRITEBYTECODE=1 HAWKEYE_CACHE=$work
+    dtypes=float16
+    # bfloat16 takes what float16 takes.
+    if [[ $1 == memory ]]; then dtypes=float16,float32; fi
+    bundle=$work/bundles/bench-$1
+    python3 -m hawkeye_bench.bundle "$HAWKEYE_TEST_BUNDLE" "$bundle" "$dtypes"
+    python3 -m hawkeye_bench.screens "$work"
+    ;;&
+time)
+    .gpu/bin/time_device "$bundle" cuda float16 "$work/text.png"
+    ;;
+memory)
+    .gpu/bin/measure_memory "$bundle" cuda "$work/text.png" "$dtypes" 1,64,128,256
+    ;;
+bench)
+    HAWKEYE_COMMIT=$(cat .gpu/commit) python3 -m hawkeye_bench --program .gpu/bin/hawkeye-inference --models "$HAWKEYE_TEST_BUNDLE" --bundle "$bundle" \
+        --only "${ONLY:-gpu}" --out "${OUT:-out/bench}/inference.json"
+    ;;
+run)
     failed=0
-    .gpu/bin/parity --nocapture --test-threads=1 || failed=1
+    for dtype in float32 float16 bfloat16; do
+        echo "== detector and OCR in $dtype"
+        HAWKEYE_TEST_DTYPE=$dtype .gpu/bin/parity --nocapture --test-threads=1 || failed=1
+    done
     .gpu/bin/captions --nocapture --test-threads=1 || failed=1
-    options=(--bundle "$work/captions-test" --allow-test-bundle --device cuda --profile quality)
+    options=(--bundle "$HAWKEYE_TEST_BUNDLE" --allow-test-bundle --device cuda --profile quality)
     .gpu/bin/hawkeye-inference parse "$HAWKEYE_TEST_SCREENS/demo.png" "${options[@]}" | tail -n 3 || failed=1
     .gpu/bin/hawkeye-inference serve --host 127.0.0.1 --port 9989 "${options[@]}" >"$work/serve.log" 2>&1 &
     server=$!
@@ -72,7 +121,7 @@ PYTHON
     exit "$failed"
     ;;
 *)
-    sed -n '2,10s/^# \{0,1\}//p' "$0"
+    sed -n '2,17s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

@@ -242,3 +242,10 @@ def test_what_is_not_there_is_a_plain_error(hub: list[str], checkpoint: Path, tm
         locate(str(checkpoint))
     with pytest.raises(FetchError, match="tokenizer of their own"):
         locate("random", tokenizer="x")
+
+
+def test_endless_weights_differ_in_the_end_tokens_bias_only() -> None:
+    config, weights, bias = read(caption_weights.Origin(title="endless", test_config=SMALL, endless=True))
+    assert config == SMALL and all(torch.equal(weights[name], tensor) for name, tensor in seeded(SMALL, 0).items())
+    assert bias is not None and bias.shape == (SMALL.vocabulary,) and bias.nonzero().flatten().tolist() == [2]
+    assert locate(caption_weights.ENDLESS).endless and not locate("random-base").endless

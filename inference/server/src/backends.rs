@@ -44,6 +44,7 @@ fn options(args: &ModelArgs, choice: &Choice, number: usize) -> LoadOptions {
         number,
         dtype,
         batch_size,
+        cuda_graphs: args.cuda_graphs,
         ..LoadOptions::default()
     }
 }

@@ -2,8 +2,9 @@
 
 use crate::{
     LoadError,
-    device::memory,
-    module::{LoadedModule, backend, values},
+    device::{Device, memory},
+    module::{LoadedModule, backend, pictures, single, values},
+    runner::Runner,
 };
 use hawkeye_pipeline::{
     geometry::Rect,
@@ -16,13 +17,13 @@ use tch::TchError;
 /// Finds icons with the bundle's detector.
 #[derive(Debug)]
 pub struct TorchDetector {
-    module: LoadedModule,
+    network: Runner,
     size: u32,
     stride: u32,
 }
 
 impl TorchDetector {
-    pub(crate) fn new(module: LoadedModule) -> Result<Self, LoadError> {
+    pub(crate) fn new(module: LoadedModule, device: &Device) -> Result<Self, LoadError> {
         let model = module.model();
         let missing = |what| LoadError::Incomplete {
             name: model.name.clone(),
@@ -36,24 +37,22 @@ impl TorchDetector {
             .stride
             .filter(|stride| *stride > 0)
             .ok_or_else(|| missing("stride"))?;
-        Ok(Self { module, size, stride })
+        let network = Runner::new(module, device, LoadedModule::of_pictures);
+        Ok(Self { network, size, stride })
     }
 
-    fn run(&self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<Detection>, TchError> {
-        let _guard = tch::no_grad_guard();
+    fn run(&mut self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<Detection>, TchError> {
         let letterbox = Letterbox::new(screenshot.width(), screenshot.height(), self.size, self.stride);
-        let input = self.module.input(&[letterbox.apply(screenshot)])?;
-        // (1, 5, N): centre x, centre y, width, height in pixels of the input, score.
-        let output = self.module.forward(&input)?.f_select(0, 0)?;
-        let likely = output
-            .f_select(0, 4)?
-            .f_gt(f64::from(min_score))?
-            .f_nonzero()?
-            .f_reshape([-1])?;
-        let chosen: Vec<f32> = values(&output.f_index_select(1, &likely)?.f_transpose(0, 1)?)?;
-        let detections = chosen.chunks_exact(5).map(|row| {
-            let [x, y, width, height, score] = [row[0], row[1], row[2], row[3], row[4]];
-            let half = (width / 2.0, height / 2.0);
+        // (1, 5, N): centre x, centre y, width, height in pixels of the input, score. All of it comes to the host, which is one
+        // wait for the device instead of several.
+        let output = self.network.run(&[pictures(&[letterbox.apply(screenshot)])?])?;
+        let output: Vec<f32> = values(single(&output)?)?;
+        let candidates = output.len() / 5;
+        let row = |number: usize| &output[number * candidates..][..candidates];
+        let [xs, ys, widths, heights, scores] = [0, 1, 2, 3, 4].map(row);
+        let likely = scores.iter().enumerate().filter(|(_, score)| **score > min_score);
+        let detections = likely.map(|(at, &score)| {
+            let (x, y, half) = (xs[at], ys[at], (widths[at] / 2.0, heights[at] / 2.0));
             let rect = Rect::new(x - half.0, y - half.1, x + half.0, y + half.1);
             Detection {
                 rect: letterbox.to_source(&rect),
@@ -70,6 +69,6 @@ impl Detector for TorchDetector {
     }
 
     fn device_memory(&self) -> Option<DeviceMemory> {
-        memory(self.module.options().1)
+        memory(self.network.module().options().1)
     }
 }

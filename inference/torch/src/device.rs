@@ -1,6 +1,8 @@
 //! Chooses and names the device.
 
+use crate::shim::{self, GraphPool};
 use hawkeye_pipeline::{
+    bundle::DType,
     device::{DeviceChoice, DeviceKind},
     model::DeviceMemory,
 };
@@ -27,7 +29,7 @@ pub struct CudaFacts {
     pub memory_bytes: u64,
 }
 
-/// An opened device.
+/// An opened device. On CUDA it belongs to the thread that opened it, which gets a stream of its own there.
 #[derive(Debug, Clone)]
 pub struct Device {
     kind: DeviceKind,
@@ -35,7 +37,11 @@ pub struct Device {
     number: usize,
     name: String,
     cuda: Option<CudaFacts>,
+    graphs: Option<GraphPool>,
 }
+
+/// The GPU that is used, of those that the process sees.
+const GPU: i8 = 0;
 
 impl Device {
     /// Opens the device chosen; [`DeviceChoice::Auto`] takes the first of CUDA, MPS and CPU.
@@ -55,9 +61,15 @@ impl Device {
     }
 
     /// The one with this number, from 0, of the GPUs that this process sees. They are taken to be of one model.
-    #[must_use]
-    pub fn numbered(self, number: usize) -> Self {
-        Self { number, ..self }
+    ///
+    /// # Errors
+    /// [`DeviceError`] when there is none of that number.
+    pub fn numbered(self, number: usize) -> Result<Self, DeviceError> {
+        if self.kind == DeviceKind::Cuda && number != self.number {
+            let gpu = i8::try_from(number).map_err(|error| DeviceError::Cuda(error.to_string()))?;
+            shim::use_own_stream(gpu).map_err(|error| DeviceError::Cuda(error.to_string()))?;
+        }
+        Ok(Self { number, ..self })
     }
 
     /// Devices of this kind that this process sees.
@@ -83,6 +95,41 @@ impl Device {
         self.cuda.as_ref()
     }
 
+    /// The same without CUDA graphs: every kernel is launched by itself.
+    #[must_use]
+    pub fn without_graphs(self) -> Self {
+        Self { graphs: None, ..self }
+    }
+
+    /// Whether models are recorded as CUDA graphs.
+    pub const fn has_graphs(&self) -> bool {
+        self.graphs.is_some()
+    }
+
+    /// The memory that all graphs of this device share.
+    pub(crate) const fn graph_pool(&self) -> Option<GraphPool> {
+        self.graphs
+    }
+
+    /// The number format that is fastest here without a loss that shows: `float16` on GPUs, `bfloat16` on processors that multiply it,
+    /// else `float32`.
+    pub fn best_dtype(&self) -> DType {
+        match self.kind {
+            DeviceKind::Cuda => DType::Float16,
+            DeviceKind::Cpu if multiplies_bfloat16() => DType::BFloat16,
+            DeviceKind::Cpu | DeviceKind::Mps => DType::Float32,
+        }
+    }
+
+    /// The number format that runs where `wanted` is asked for: processors compute `float16` by way of `float32`, slowly.
+    pub(crate) fn usable(&self, wanted: DType) -> DType {
+        if self.kind == DeviceKind::Cpu && wanted == DType::Float16 {
+            DType::Float32
+        } else {
+            wanted
+        }
+    }
+
     pub(crate) const fn torch(&self) -> tch::Device {
         match self.kind {
             DeviceKind::Cuda => tch::Device::Cuda(self.number),
@@ -90,6 +137,23 @@ impl Device {
             DeviceKind::Cpu => tch::Device::Cpu,
         }
     }
+}
+
+/// What libtorch holds of the GPU's memory; `None` before CUDA is in use.
+pub fn device_memory() -> Option<shim::DeviceMemory> {
+    shim::memory(GPU).ok()
+}
+
+/// Bytes of the GPU's memory that all processes use together, CUDA's own part included; `None` before CUDA is in use.
+pub fn device_memory_used() -> Option<u64> {
+    let (free, total) = shim::free_memory(GPU).ok()?;
+    total.checked_sub(free)
+}
+
+/// Lets the `most_…` of [`device_memory`] begin anew, from what is in use now. Without CUDA nothing happens.
+pub fn reset_peak_memory() {
+    // It fails only where there is nothing to reset.
+    let _ = shim::reset_peak_memory(GPU);
 }
 
 /// Number of CPU threads of one libtorch operation.
@@ -102,12 +166,23 @@ pub fn set_threads(threads: usize) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
 }
 
+/// Whether the processor has instructions for sums of bfloat16 products. Those with AMX have the ones of AVX-512, too.
+fn multiplies_bfloat16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("bf16");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    false
+}
+
 fn cpu() -> Device {
     Device {
         kind: DeviceKind::Cpu,
         number: 0,
         name: format!("CPU ({})", std::env::consts::ARCH),
         cuda: None,
+        graphs: None,
     }
 }
 
@@ -121,6 +196,7 @@ fn open_mps() -> Result<Device, DeviceError> {
         number: 0,
         name: "Apple Silicon (arm64)".to_owned(),
         cuda: None,
+        graphs: None,
     })
 }
 
@@ -146,6 +222,11 @@ fn open_cuda() -> Result<Device, DeviceError> {
         let variable = |name: &str| std::env::var(name).ok();
         return Err(DeviceError::Cuda(why_no_gpu(driver.err(), variable)));
     }
+    let unusable = |error: tch::TchError| DeviceError::Cuda(error.to_string());
+    shim::use_own_stream(GPU).map_err(unusable)?;
+    let graphs = GraphPool::new()
+        .inspect_err(|error| tracing::warn!(%error, "no CUDA graphs: every kernel is launched by itself"))
+        .ok();
     let (name, facts) = match driver {
         Ok((name, facts)) => (name, Some(facts)),
         Err(_) => ("GPU of unknown name".to_owned(), None),
@@ -160,14 +241,18 @@ fn open_cuda() -> Result<Device, DeviceError> {
         number: 0,
         name,
         cuda: facts,
+        graphs,
     })
 }
 
 /// Memory of a device; `None` for one that has none of its own.
 pub(crate) fn memory(device: tch::Device) -> Option<DeviceMemory> {
     match device {
-        #[cfg(target_os = "linux")]
-        tch::Device::Cuda(number) => cuda::memory(number),
+        tch::Device::Cuda(number) => {
+            let (free, total) = shim::free_memory(i8::try_from(number).ok()?).ok()?;
+            let used = total.checked_sub(free)?;
+            Some(DeviceMemory { used, total })
+        }
         _ => None,
     }
 }
@@ -188,10 +273,10 @@ fn why_no_gpu(driver: Option<String>, variable: impl Fn(&str) -> Option<String>)
 
 #[cfg(target_os = "linux")]
 mod cuda {
-    use super::{CudaFacts, DeviceMemory};
+    use super::CudaFacts;
     use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY, Symbol};
     use std::{
-        ffi::{CStr, OsString, c_char, c_int, c_void},
+        ffi::{CStr, OsString, c_char, c_int},
         fs,
         path::Path,
         sync::OnceLock,
@@ -228,67 +313,6 @@ mod cuda {
             .find_map(Path::parent)?;
         let library = folder.join(LIBRARY);
         library.exists().then(|| library.into_os_string())
-    }
-
-    /// The driver's functions that tell of memory.
-    struct MemoryCalls {
-        get: unsafe extern "C" fn(*mut c_int, c_int) -> c_int,
-        retain: unsafe extern "C" fn(*mut *mut c_void, c_int) -> c_int,
-        release: unsafe extern "C" fn(c_int) -> c_int,
-        push: unsafe extern "C" fn(*mut c_void) -> c_int,
-        pop: unsafe extern "C" fn(*mut *mut c_void) -> c_int,
-        info: unsafe extern "C" fn(*mut usize, *mut usize) -> c_int,
-    }
-
-    #[allow(unsafe_code)]
-    fn memory_calls() -> Option<&'static MemoryCalls> {
-        static CALLS: OnceLock<Option<MemoryCalls>> = OnceLock::new();
-        let find = || {
-            // SAFETY: the functions have these signatures since CUDA 7.0 (`cuDevicePrimaryCtxRelease_v2`: 11.0). The driver
-            // library is in use by libtorch and is never closed, so they stay where they are.
-            unsafe {
-                let driver = Library::open(Some("libcuda.so.1"), RTLD_LAZY).ok()?;
-                let calls = MemoryCalls {
-                    get: *driver.get(b"cuDeviceGet\0").ok()?,
-                    retain: *driver.get(b"cuDevicePrimaryCtxRetain\0").ok()?,
-                    release: *driver.get(b"cuDevicePrimaryCtxRelease_v2\0").ok()?,
-                    push: *driver.get(b"cuCtxPushCurrent_v2\0").ok()?,
-                    pop: *driver.get(b"cuCtxPopCurrent_v2\0").ok()?,
-                    info: *driver.get(b"cuMemGetInfo_v2\0").ok()?,
-                };
-                std::mem::forget(driver);
-                Some(calls)
-            }
-        };
-        CALLS.get_or_init(find).as_ref()
-    }
-
-    /// Memory of a GPU by its number, in the context that libtorch has made on it.
-    #[allow(unsafe_code)]
-    pub(super) fn memory(number: usize) -> Option<DeviceMemory> {
-        let calls = memory_calls()?;
-        let number = c_int::try_from(number).ok()?;
-        let mut device: c_int = 0;
-        let (mut context, mut popped) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let (mut free, mut total) = (0_usize, 0_usize);
-        // SAFETY: all pointers are to variables that outlive the calls; the driver has been initialised when the device was
-        // opened; what is retained is released, and what is pushed is popped, on this thread.
-        let known = unsafe {
-            if (calls.get)(&raw mut device, number) != 0 || (calls.retain)(&raw mut context, device) != 0 {
-                return None;
-            }
-            let mut known = false;
-            if (calls.push)(context) == 0 {
-                known = (calls.info)(&raw mut free, &raw mut total) == 0;
-                (calls.pop)(&raw mut popped);
-            }
-            (calls.release)(device);
-            known
-        };
-        known.then(|| DeviceMemory {
-            used: total.saturating_sub(free) as u64,
-            total: total as u64,
-        })
     }
 
     /// Name and facts of the first GPU that this process sees, or why the driver shows none.
@@ -344,6 +368,8 @@ mod tests {
         let device = Device::open(DeviceChoice::Only(DeviceKind::Cpu)).unwrap();
         assert_eq!((device.kind(), device.torch()), (DeviceKind::Cpu, tch::Device::Cpu));
         assert!(device.name().starts_with("CPU ("), "{}", device.name());
+        assert_ne!(device.best_dtype(), DType::Float16, "processors compute it slowly");
+        assert_eq!(device.usable(DType::Float16), DType::Float32);
     }
 
     #[cfg(not(target_os = "macos"))]

@@ -3,16 +3,22 @@
 //! Everything here belongs on the one thread that owns the device: loading warms the modules up, and libtorch keeps both
 //! warm-up and gradient mode per thread.
 
+mod batch;
 mod captioner;
 mod detector;
 mod device;
 mod module;
 mod reader;
+mod runner;
+mod shim;
 
 pub use captioner::TorchCaptioner;
 pub use detector::TorchDetector;
-pub use device::{CudaFacts, Device, DeviceError, set_threads, threads};
+pub use device::{
+    CudaFacts, Device, DeviceError, device_memory, device_memory_used, reset_peak_memory, set_threads, threads,
+};
 pub use reader::TorchReader;
+pub use shim::DeviceMemory;
 
 use hawkeye_pipeline::{
     bundle::{Bundle, BundleError, DType, Role},
@@ -36,6 +42,8 @@ pub struct LoadOptions {
     pub batch_size: usize,
     /// Threads of libtorch on the CPU; `None` leaves `OMP_NUM_THREADS` and libtorch's own choice.
     pub threads: Option<usize>,
+    /// Whether models are recorded as CUDA graphs; without, every kernel is launched by itself. Only CUDA has them.
+    pub cuda_graphs: bool,
 }
 
 impl Default for LoadOptions {
@@ -46,6 +54,7 @@ impl Default for LoadOptions {
             dtype: DType::Float32,
             batch_size: 16,
             threads: None,
+            cuda_graphs: true,
         }
     }
 }
@@ -148,16 +157,25 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
     if let Some(threads) = options.threads {
         set_threads(threads);
     }
-    let device = Device::open(options.device)?.numbered(options.number);
+    let mut device = Device::open(options.device)?.numbered(options.number)?;
+    if !options.cuda_graphs {
+        device = device.without_graphs();
+    }
     let detector = LoadedModule::load(bundle, bundle.require(Role::Detector)?, options.dtype, &device)?;
     let mut models = vec![detector.describe()];
-    let mut detector = TorchDetector::new(detector)?;
+    let mut detector = TorchDetector::new(detector, &device)?;
     let mut reader = None;
     if let (Some(finder), Some(recogniser)) = (bundle.model(Role::OcrDetector), bundle.model(Role::OcrRecognizer)) {
         let finder = LoadedModule::load(bundle, finder, options.dtype, &device)?;
         let recogniser = LoadedModule::load(bundle, recogniser, options.dtype, &device)?;
         models.extend([finder.describe(), recogniser.describe()]);
-        reader = Some(TorchReader::new(bundle, finder, recogniser, options.batch_size)?);
+        reader = Some(TorchReader::new(
+            bundle,
+            finder,
+            recogniser,
+            options.batch_size,
+            &device,
+        )?);
     } else {
         tracing::warn!(
             bundle = bundle.manifest().name,
@@ -188,7 +206,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
     })
 }
 
-/// Runs every model on a small input, so that the first request does not pay for kernels and memory.
+/// Runs every model, so that the first request does not pay for kernels, memory and CUDA graphs.
 fn warm_up(
     detector: &mut TorchDetector,
     reader: Option<&mut TorchReader>,
@@ -198,11 +216,15 @@ fn warm_up(
     // A strip, because the detector's input is always scaled to its full width.
     detector.detect(&page(1280, 32), 1.0)?;
     if let Some(reader) = reader {
+        reader.prepare()?;
         // A square is the text detector's smallest input.
         reader.read(&page(64, 64), 1.0)?;
         reader.recognise(&[page(64, 48)])?;
     }
     if let Some(captioner) = captioner {
+        for prompt in [CaptionPrompt::Caption, CaptionPrompt::DetailedCaption] {
+            captioner.prepare(prompt)?;
+        }
         captioner.caption(&[page(CAPTION_CROP, CAPTION_CROP)], CaptionPrompt::Caption)?;
     }
     Ok(())

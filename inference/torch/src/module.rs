@@ -1,11 +1,12 @@
 //! A TorchScript module with what the bundle says about it.
 
-use crate::{LoadError, LoadedModel, device::Device};
+use crate::{LoadError, LoadedModel, batch::is_out_of_memory, device::Device, shim::InferenceMode};
 use hawkeye_pipeline::{
     bundle::{Bundle, ChannelOrder, DType, Model, ModelFile},
     model::ModelError,
 };
 use image::RgbImage;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tch::{CModule, Kind, TchError, Tensor};
 
 /// A loaded module. Its input is converted to its number format and device; its output comes back as `float32`.
@@ -17,23 +18,36 @@ pub(crate) struct LoadedModule {
     model: Model,
     dtype: DType,
     path: String,
+    /// Mean and deviation of each plane, (1, 3, 1, 1), if the model has any.
+    statistics: Option<(Tensor, Tensor)>,
 }
 
 impl LoadedModule {
-    /// Reads and checks the file of the wanted number format, else the `float32` one, and puts it on the device.
+    /// Reads and checks the file of the wanted number format, else the `float32` one, and puts it on the device. Weights of
+    /// another number format are converted. On the CPU `float16` becomes `float32`.
     pub(crate) fn load(bundle: &Bundle, model: &Model, wanted: DType, device: &Device) -> Result<Self, LoadError> {
+        let wanted = device.usable(wanted);
         let file = model
             .file(wanted)
             .ok_or_else(|| LoadError::NoFile(model.name.clone()))?;
+        let mut loaded = Self::load_file(bundle, model, file, device)?;
         if file.dtype != wanted {
-            tracing::warn!(
-                model = model.name,
-                wanted = %wanted,
-                used = %file.dtype,
-                "the bundle has no file of the wanted number format"
-            );
+            loaded.convert(wanted)?;
         }
-        Self::load_file(bundle, model, file, device)
+        Ok(loaded)
+    }
+
+    /// Puts the weights into another number format. The modules of our exporter take any: none of their sums is bound to one.
+    fn convert(&mut self, wanted: DType) -> Result<(), LoadError> {
+        let (kind, device) = (kind_of(wanted), self.device);
+        let module = &mut self.module;
+        // tch has no form of this that gives the error back.
+        catch_unwind(AssertUnwindSafe(|| module.to(device, kind, false))).map_err(|_| LoadError::Torch {
+            path: self.path.clone(),
+            source: TchError::Torch(format!("the weights cannot be converted to {wanted}")),
+        })?;
+        (self.kind, self.dtype) = (kind, wanted);
+        Ok(())
     }
 
     /// Reads and checks one file of a model, and puts it on the device.
@@ -50,19 +64,25 @@ impl LoadedModule {
         };
         let mut module = CModule::load_data_on_device(&mut bytes.as_slice(), device.torch()).map_err(torch_error)?;
         module.f_set_eval().map_err(torch_error)?;
-        let kind = match file.dtype {
-            DType::Float32 => Kind::Float,
-            DType::Float16 => Kind::Half,
-            DType::BFloat16 => Kind::BFloat16,
+        let kind = kind_of(file.dtype);
+        let per_plane = |values: [f32; 3]| {
+            Tensor::f_from_slice(&values)?
+                .f_reshape([1, 3, 1, 1])?
+                .f_to_device(device.torch())
         };
-        let (path, dtype) = (file.path.clone(), file.dtype);
+        let (mean, std) = (model.mean.unwrap_or([0.0; 3]), model.std.unwrap_or([1.0; 3]));
+        let statistics = (model.mean.is_some() || model.std.is_some())
+            .then(|| Ok((per_plane(mean)?, per_plane(std)?)))
+            .transpose()
+            .map_err(torch_error)?;
         Ok(Self {
             module,
             device: device.torch(),
             kind,
             model: model.clone(),
-            dtype,
-            path,
+            dtype: file.dtype,
+            path: file.path.clone(),
+            statistics,
         })
     }
 
@@ -81,25 +101,18 @@ impl LoadedModule {
         }
     }
 
-    /// Pictures of one size → (B, 3, H, W) on the device: planes in the model's order, 0–1, less its mean, over its deviation.
-    pub(crate) fn input(&self, pictures: &[RgbImage]) -> Result<Tensor, TchError> {
-        let tensors = pictures
-            .iter()
-            .map(|picture| picture_tensor(picture)?.f_to_device(self.device))
-            .collect::<Result<Vec<_>, _>>()?;
-        let bytes = Tensor::f_stack(&tensors, 0)?.f_permute([0, 3, 1, 2])?;
-        let planes = match self.model.channel_order {
-            ChannelOrder::Rgb => bytes,
-            ChannelOrder::Bgr => bytes.f_flip([1])?,
-        };
-        let mut scaled = planes.f_contiguous()?.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?;
-        if let Some(mean) = self.model.mean {
-            scaled = scaled.f_sub(&self.per_plane(mean)?)?;
+    /// (B, H, W, 3) bytes on the device → (B, 3, H, W): planes in the model's order, 0–1, less its mean, over its deviation. The
+    /// numbers of one pixel stay neighbours in memory, which is what convolutions on processors like best.
+    pub(crate) fn normalised(&self, bytes: &Tensor) -> Result<Tensor, TchError> {
+        let mut planes = bytes.f_permute([0, 3, 1, 2])?;
+        if self.model.channel_order == ChannelOrder::Bgr {
+            planes = planes.f_flip([1])?;
         }
-        if let Some(std) = self.model.std {
-            scaled = scaled.f_div(&self.per_plane(std)?)?;
+        let mut scaled = planes.f_to_kind(Kind::Float)?.f_div_scalar(255.0)?;
+        if let Some((mean, std)) = &self.statistics {
+            scaled = scaled.f_sub(mean)?.f_div(std)?;
         }
-        Ok(scaled)
+        scaled.f_to_kind(self.kind)
     }
 
     /// Where it is, and the number format of its weights.
@@ -112,50 +125,73 @@ impl LoadedModule {
         self.module.forward_ts(inputs)
     }
 
+    /// What it makes of (B, H, W, 3) bytes on the device, as `float32`: the [`crate::runner::Work`] of detectors.
+    pub(crate) fn of_pictures(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+        let outputs = inputs
+            .iter()
+            .map(|bytes| self.call(&[&self.normalised(bytes)?])?.f_to_kind(Kind::Float));
+        outputs.collect()
+    }
+
     /// One call of a method other than `forward`.
     pub(crate) fn method(&self, name: &str, inputs: &[&Tensor]) -> Result<Tensor, TchError> {
         self.module.method_ts(name, inputs)
     }
+}
 
-    /// One call; (B, …) in, whatever the module gives, as `float32` on the device, out.
-    pub(crate) fn forward(&self, input: &Tensor) -> Result<Tensor, TchError> {
-        self.module
-            .forward_ts(&[input.f_to_kind(self.kind)?])?
-            .f_to_kind(Kind::Float)
-    }
-
-    fn per_plane(&self, values: [f32; 3]) -> Result<Tensor, TchError> {
-        Tensor::f_from_slice(&values)?
-            .f_reshape([1, 3, 1, 1])?
-            .f_to_device(self.device)
+const fn kind_of(dtype: DType) -> Kind {
+    match dtype {
+        DType::Float32 => Kind::Float,
+        DType::Float16 => Kind::Half,
+        DType::BFloat16 => Kind::BFloat16,
     }
 }
 
-/// While it lives, modules run on this thread as they are written. Otherwise libtorch specialises a module for the first shapes
-/// that it meets, and a captioner's batch shrinks with every caption that ends.
+/// While it lives, this thread only computes: nothing is kept for gradients, and modules run as they are written. Otherwise libtorch
+/// specialises a module for the shapes that it meets first, which takes seconds on a GPU, and shapes change from screen to screen.
 #[derive(Debug)]
-pub(crate) struct AsWritten(());
+pub(crate) struct Inference {
+    _mode: InferenceMode,
+}
 
-impl AsWritten {
+impl Inference {
     pub(crate) fn begin() -> Result<Self, TchError> {
         tch::jit::f_set_graph_executor_optimize(false)?;
-        Ok(Self(()))
+        Ok(Self {
+            _mode: InferenceMode::begin(),
+        })
     }
 }
 
-impl Drop for AsWritten {
+impl Drop for Inference {
     fn drop(&mut self) {
         // It sets a variable of the thread, which cannot fail.
         let _ = tch::jit::f_set_graph_executor_optimize(true);
     }
 }
 
-/// (H, W, 3) bytes.
-fn picture_tensor(picture: &RgbImage) -> Result<Tensor, TchError> {
-    let size = [i64::from(picture.height()), i64::from(picture.width()), 3];
-    // The binding copies size[0] × size[1] × size[2] bytes without a check; an RgbImage holds at least these.
-    let bytes = &picture.as_raw()[..picture.width() as usize * picture.height() as usize * 3];
-    Tensor::f_from_data_size(bytes, &size, Kind::Uint8)
+/// Pictures of one size → (B, H, W, 3) bytes on the host.
+pub(crate) fn pictures(pictures: &[RgbImage]) -> Result<Tensor, TchError> {
+    let (width, height) = pictures.first().map_or((0, 0), RgbImage::dimensions);
+    let size = [pictures.len() as i64, i64::from(height), i64::from(width), 3];
+    let length = width as usize * height as usize * 3;
+    let mut bytes = Vec::with_capacity(pictures.len() * length);
+    for picture in pictures {
+        if picture.dimensions() != (width, height) {
+            return Err(TchError::Shape("the pictures of a batch differ in size".to_owned()));
+        }
+        // An RgbImage may hold more than its pixels.
+        bytes.extend_from_slice(&picture.as_raw()[..length]);
+    }
+    Tensor::f_from_data_size(&bytes, &size, Kind::Uint8)
+}
+
+/// The only tensor of an outcome.
+pub(crate) fn single(outcome: &[Tensor]) -> Result<&Tensor, TchError> {
+    match outcome {
+        [tensor] => Ok(tensor),
+        other => Err(TchError::Shape(format!("{} tensors instead of one", other.len()))),
+    }
 }
 
 /// All values of a tensor, on the host, in order.
@@ -176,19 +212,12 @@ pub(crate) fn backend(model: &'static str) -> impl Fn(TchError) -> ModelError {
             .unwrap_or_default()
             .to_owned();
         tracing::debug!(model, error = text, "libtorch failed");
-        if is_out_of_memory(&text) {
+        if is_out_of_memory(&error) {
             ModelError::OutOfMemory { model, message }
         } else {
             ModelError::Backend { model, message }
         }
     }
-}
-
-/// Whether libtorch's text says that memory was short, on a GPU or on the host: c10's allocators, cuBLAS and cuDNN.
-fn is_out_of_memory(text: &str) -> bool {
-    ["out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED"]
-        .iter()
-        .any(|words| text.contains(words))
 }
 
 #[cfg(test)]

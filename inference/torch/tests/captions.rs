@@ -53,9 +53,23 @@ fn device() -> Device {
     Device::open(name.parse().unwrap()).unwrap()
 }
 
-fn captioner(bundle: &Bundle, dtype: DType, batch_size: usize) -> TorchCaptioner {
+fn captioner_on(device: &Device, bundle: &Bundle, dtype: DType, batch_size: usize) -> TorchCaptioner {
     let model = bundle.require(Role::Captioner).unwrap();
-    TorchCaptioner::load(bundle, model, dtype, batch_size, &device()).unwrap()
+    TorchCaptioner::load(bundle, model, dtype, batch_size, device).unwrap()
+}
+
+fn captioner(bundle: &Bundle, dtype: DType, batch_size: usize) -> TorchCaptioner {
+    captioner_on(&device(), bundle, dtype, batch_size)
+}
+
+/// The GPU, or `None` where the tests run on another device.
+fn gpu() -> Option<Device> {
+    let device = device();
+    if device.kind() == DeviceKind::Cuda {
+        return Some(device);
+    }
+    println!("nothing was tested: this is for a GPU");
+    None
 }
 
 /// The crops of the reference and its answers.
@@ -176,14 +190,77 @@ fn other_number_formats_run() {
     }
 }
 
+/// A recording is padded to a size of its own; a row's sums depend on that size and on nothing else, so that single kernels at
+/// the same size give the very same tokens in every number format.
+#[test]
+fn recorded_captions_are_those_of_single_kernels() {
+    let Some(device) = gpu() else { return };
+    assert!(device.has_graphs());
+    let bundle = bundle();
+    let (crops, _) = reference(&bundle);
+    for dtype in [DType::Float32, DType::Float16, DType::BFloat16] {
+        let mut recorded = captioner_on(&device, &bundle, dtype, 128);
+        let mut single = captioner_on(&device.clone().without_graphs(), &bundle, dtype, 128);
+        // Large and small in turn: what one leaves in the shared memory must not reach the next.
+        for (count, padded) in [(100, 100), (3, 4), (128, 128), (1, 1), (33, 48), (8, 8), (100, 100)] {
+            let batch: Vec<RgbImage> = crops.iter().cycle().skip(count % 5).take(padded).cloned().collect();
+            for prompt in [CaptionPrompt::Caption, CaptionPrompt::DetailedCaption] {
+                let mut expected = single.tokens(&batch, prompt).unwrap();
+                expected.truncate(count);
+                let found = recorded.tokens(&batch[..count], prompt).unwrap();
+                assert_eq!(found, expected, "{dtype}, {count} crops, {prompt:?}");
+            }
+        }
+        assert!(recorded.has_graphs() && !single.has_graphs());
+        println!("{dtype}: recorded and single kernels give the same tokens");
+    }
+}
+
+#[test]
+fn without_memory_for_the_batch_it_shrinks_and_every_crop_is_answered() {
+    let Some(device) = gpu() else { return };
+    let bundle = bundle();
+    let (crops, reference) = reference(&bundle);
+    let crops: Vec<RgbImage> = crops.iter().cycle().take(crops.len() * 100).cloned().collect();
+    for device in [device.clone().without_graphs(), device] {
+        let mut captioner = captioner_on(&device, &bundle, DType::Float32, crops.len());
+        // Everything, in ever smaller pieces, and a little of it back.
+        let mut taken = Vec::new();
+        let mut piece = 1_i64 << 32;
+        while piece >= 1 << 24 {
+            match tch::Tensor::f_empty([piece], (tch::Kind::Uint8, tch::Device::Cuda(0))) {
+                Ok(tensor) => taken.push(tensor),
+                Err(_) => piece /= 2,
+            }
+        }
+        let mut freed = 0;
+        while freed < 1 << 28 {
+            freed += taken.pop().unwrap().numel();
+        }
+        let found = captioner.tokens(&crops, CaptionPrompt::Caption).unwrap();
+        println!(
+            "{} crops with {} MiB: batches of {}, graphs: {}",
+            crops.len(),
+            freed >> 20,
+            captioner.batch_size(),
+            captioner.has_graphs()
+        );
+        assert!(captioner.batch_size() < crops.len());
+        assert_eq!(captioner.has_graphs(), device.has_graphs());
+        for (tokens, answer) in found.iter().zip(reference.caption.iter().cycle()) {
+            assert_eq!(difference(tokens, answer), None);
+        }
+    }
+}
+
 #[test]
 fn a_crop_of_another_size_is_an_error() {
     let bundle = bundle();
     let error = captioner(&bundle, DType::Float32, 4)
         .tokens(&[RgbImage::new(64, 63)], CaptionPrompt::Caption)
         .unwrap_err();
-    let ModelError::Backend { message, .. } = error;
-    assert_eq!(message, "a crop has 64×63 pixels, not 64×64");
+    assert!(matches!(error, ModelError::Backend { .. }), "{error:?}");
+    assert_eq!(error.to_string(), "captioner: a crop has 64×63 pixels, not 64×64");
 }
 
 #[test]

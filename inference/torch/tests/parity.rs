@@ -1,13 +1,13 @@
 //! The models on real screenshots, against what the Python stack (ultralytics and rapidocr) finds on them.
 //!
 //! Needs the demo bundle (`make bundle`), whose place `HAWKEYE_TEST_BUNDLE` can override. `HAWKEYE_TEST_DEVICE=cuda` runs it
-//! on a GPU; `inference/torch/gpu.sh` carries the built test to a machine that has one.
+//! on a GPU, `HAWKEYE_TEST_DTYPE` in another number format; `inference/torch/gpu.sh` carries the built test to a machine that has one.
 
 // The lints' exemption for tests does not reach helpers of an integration test.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use hawkeye_pipeline::{
-    bundle::Bundle,
+    bundle::{Bundle, DType},
     decode::{DecodeLimits, decode},
     device::{DeviceChoice, DeviceKind},
     geometry::Rect,
@@ -23,10 +23,12 @@ use std::{env, fs, path::PathBuf, time::Instant};
 
 /// Boxes match from this IoU on.
 const MATCH_IOU: f32 = 0.9;
-/// Least F1 of boxes, over all screenshots.
+/// Least F1 of boxes, over all screenshots; with 16 bits a number, [`MIN_16_BITS`].
 const MIN_F1: f64 = 0.98;
-/// Least share of equal characters, over all screenshots.
+/// Least share of equal characters, over all screenshots; with 16 bits a number, [`MIN_16_BITS`].
 const MIN_CHARACTERS: f64 = 0.98;
+/// Boxes move by fractions of a pixel, and scores near the threshold cross it.
+const MIN_16_BITS: f64 = 0.95;
 
 #[derive(Debug, Deserialize)]
 struct Reference {
@@ -63,10 +65,24 @@ fn bundle() -> Bundle {
     Bundle::open(&path).unwrap_or_else(|error| panic!("{error}\nThis test needs the demo bundle: run `make bundle`."))
 }
 
+fn dtype() -> DType {
+    env::var("HAWKEYE_TEST_DTYPE").map_or(DType::Float32, |name| name.parse().unwrap())
+}
+
+/// The least score here, for one of float32.
+fn least(float32: f64) -> f64 {
+    if dtype() == DType::Float32 {
+        float32
+    } else {
+        MIN_16_BITS
+    }
+}
+
 fn models() -> Loaded {
     let device = env::var("HAWKEYE_TEST_DEVICE").unwrap_or_else(|_| DeviceKind::Cpu.to_string());
     let options = LoadOptions {
         device: device.parse::<DeviceChoice>().unwrap(),
+        dtype: dtype(),
         ..LoadOptions::default()
     };
     load(&bundle(), &options).unwrap()
@@ -253,10 +269,10 @@ fn boxes_and_text_equal_the_python_stack() {
         icons_total.f1(),
         text_total.f1()
     );
-    assert!(icons_total.f1() >= MIN_F1, "icons: {icons_total:?}");
-    assert!(text_total.f1() >= MIN_F1, "lines of text: {text_total:?}");
+    assert!(icons_total.f1() >= least(MIN_F1), "icons: {icons_total:?}");
+    assert!(text_total.f1() >= least(MIN_F1), "lines of text: {text_total:?}");
     assert!(
-        accuracy >= MIN_CHARACTERS,
+        accuracy >= least(MIN_CHARACTERS),
         "{wrong_total} of {characters_total} characters differ"
     );
 }

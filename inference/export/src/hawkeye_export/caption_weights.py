@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hawkeye_export.caption_tokenizer import END
 from hawkeye_export.errors import FetchError, UnsupportedGraphError, UntrustedWeightsError
 from hawkeye_export.florence2 import BASE, SMALL, Config, parse_config, shapes
 from hawkeye_export.progress import say
@@ -22,7 +23,10 @@ from hawkeye_export.sources import sha256_of_file
 OMNIPARSER_CAPTION = "omniparser-v2"
 """Short for the published captioner on the command line."""
 
-RANDOM = {"random": SMALL, "random-base": BASE}
+ENDLESS = "random-endless"
+"""As wide as the published weights, and never the end token by choice: every caption has the full length, for measurements."""
+
+RANDOM = {"random": SMALL, "random-base": BASE, ENDLESS: BASE}
 """Seeded weights without meaning: narrow, or as wide as the published ones."""
 
 PUBLISHED_REPOSITORY = "microsoft/OmniParser-v2.0"
@@ -49,6 +53,7 @@ class Origin:
     config: Path | None = None
     tokenizer: Path | None = None
     test_config: Config | None = None
+    endless: bool = False
     seed: int = 0
     sums: dict[str, str] = field(default_factory=dict)
 
@@ -81,7 +86,7 @@ def locate(caption: str, tokenizer: str | None = None, seed: int = 0) -> Origin:
     if caption in RANDOM:
         if tokenizer is not None:
             raise FetchError("random weights come with a tokenizer of their own")
-        return Origin(title=f"{caption} weights, seed {seed}", test_config=RANDOM[caption], seed=seed)
+        return Origin(title=f"{caption} weights, seed {seed}", test_config=RANDOM[caption], endless=caption == ENDLESS, seed=seed)
     if Path(caption).is_dir():
         weights, config, title = _local(Path(caption), WEIGHTS), _local(Path(caption), CONFIG), WEIGHTS
         beside = Path(caption) / TOKENIZER
@@ -191,7 +196,8 @@ def read(origin: Origin) -> tuple[Config, dict[str, Tensor], Tensor | None]:
     Raises UnsupportedGraphError when names or shapes are not those of the Florence-2 that config.json describes.
     """
     if origin.test_config is not None:
-        return origin.test_config, seeded(origin.test_config, origin.seed), None
+        bias = endless_bias(origin.test_config) if origin.endless else None
+        return origin.test_config, seeded(origin.test_config, origin.seed), bias
     assert origin.config is not None and origin.weights is not None
     try:
         document: dict[str, Any] = json.loads(origin.config.read_text(encoding="utf-8"))
@@ -238,6 +244,16 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], Tensor | None, Tensor | Non
     return found, bias, tied
 
 
+def endless_bias(config: Config) -> Tensor:
+    """(vocabulary,) bias of the logits under which the end token is never the best.
+
+    `seeded`'s logits deviate by about 2, the end token's by 5. A larger number would lose their digits in bfloat16.
+    """
+    bias = torch.zeros(config.vocabulary)
+    bias[END] = -32
+    return bias
+
+
 def seeded(config: Config, seed: int) -> dict[str, Tensor]:
     """Weights without meaning under which every part of the network matters: signals keep their size from layer to layer, biases
     are not zero, and the end token's row is longer than others, so that captions end at different lengths."""
@@ -252,5 +268,5 @@ def seeded(config: Config, seed: int) -> dict[str, Tensor]:
         else:
             values = values / (values[0].numel() ** 0.5)
         weights[name] = values
-    weights["language_model.shared.weight"][2] *= 2.6
+    weights["language_model.shared.weight"][END] *= 2.6
     return weights

@@ -36,9 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     captions = bundle.add_argument_group("captioner", "without --caption the bundle has none, and icons without text get no caption")
     captions.add_argument(
         "--caption",
-        metavar=f"{OMNIPARSER_V2}|DIR|HUB_ID|random|random-base",
+        metavar=f"{OMNIPARSER_V2}|DIR|HUB_ID|random|random-base|random-endless",
         help="weights (model.safetensors, config.json): the published OmniParser v2 captioner, a folder, a Hugging Face repository; "
-        "or, for tests, random ones: narrow, or of the published size",
+        "or, for tests, random ones: narrow, of the published size, or of that size and always of full length",
     )
     captions.add_argument(
         "--caption-tokenizer", metavar="FILE|HUB_ID", help="tokenizer.json (default: beside the weights, else microsoft/Florence-2-base's)"

@@ -77,10 +77,13 @@ pub struct ModelArgs {
     /// Crops in one batch [default: by profile and device]
     #[arg(long, env = "OMNIPARSER_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: Option<u32>,
-    /// Number format of the weights: float32, float16 or bfloat16. Where the bundle has no file of it, float32 runs,
-    /// with a warning
+    /// Number format of the weights: float32, float16 or bfloat16. On a processor float16 becomes float32; a captioner that
+    /// the bundle does not have in it runs in float32, with a warning
     #[arg(long, env = "OMNIPARSER_MODEL_DTYPE", default_value = "float32")]
     pub dtype: DType,
+    /// On CUDA, record the models as CUDA graphs; false launches every kernel by itself, more slowly
+    #[arg(long, env = "HAWKEYE_CUDA_GRAPHS", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub cuda_graphs: bool,
     /// Icons of a lower score are dropped, for requests that set no `min_confidence` of their own (0–1)
     #[arg(long, env = "OMNIPARSER_MIN_CONFIDENCE", value_name = "SCORE", default_value = "0.05", value_parser = fraction)]
     pub min_confidence: f32,
