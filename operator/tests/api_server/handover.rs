@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use hawkeye_crds::v1alpha1::{HandOver, HardwareClass, HawkeyeDeploymentStatus};
+use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Node, Pod, ServiceAccount},
@@ -27,12 +28,18 @@ const RESOURCE: &str = "example.com/gpu";
 /// A node of the class `cpu-amd64`.
 const CPU_NODE: &str = "hand-over-cpu";
 
+/// The account that pods need, and that every namespace has where controllers run.
+pub async fn account(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), namespace);
+    let account = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
+    accounts.create(&PostParams::default(), &account).await?;
+    Ok(())
+}
+
 /// A class with one node, and a node for what it hands over.
 async fn set_up(cluster: &Cluster) -> Result<()> {
     namespace(cluster, NAME).await?;
-    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), NAME);
-    let account = serde_json::from_value(json!({"metadata": {"name": "default"}}))?;
-    accounts.create(&PostParams::default(), &account).await?;
+    account(cluster, NAME).await?;
     let classes: Api<HardwareClass> = Api::all(cluster.client.clone());
     let class = json!({
         "apiVersion": "hawkeye.bytebot.ai/v1alpha1", "kind": "HardwareClass", "metadata": {"name": NAME},
@@ -80,8 +87,8 @@ async fn units(cluster: &Cluster, node: &str, units: i32) -> Result<()> {
 }
 
 /// What the Deployment's controller would say once it has made one pod.
-async fn rolled_out(cluster: &Cluster, deployment: &str) -> Result<Deployment> {
-    let api = deployments(cluster, NAME);
+pub async fn rolled_out(cluster: &Cluster, namespace: &str, deployment: &str) -> Result<Deployment> {
+    let api = deployments(cluster, namespace);
     let found = wait(&format!("Deployment {deployment}"), async || {
         Ok(api.get_opt(deployment).await?)
     })
@@ -94,9 +101,16 @@ async fn rolled_out(cluster: &Cluster, deployment: &str) -> Result<Deployment> {
         .await?)
 }
 
-/// A pod of a Deployment, bound to a node or for ever unschedulable.
-async fn pod(cluster: &Cluster, deployment: &Deployment, name: &str, node: Option<&str>) -> Result<()> {
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), NAME);
+/// A pod of a Deployment, since then bound to a node or unschedulable.
+pub async fn pod(
+    cluster: &Cluster,
+    deployment: &Deployment,
+    name: &str,
+    node: Option<&str>,
+    since: Timestamp,
+) -> Result<()> {
+    let namespace = deployment.namespace().context("a Deployment without a namespace")?;
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &namespace);
     let template = deployment.spec.template.clone();
     let mut pod = Pod {
         metadata: template.metadata.unwrap_or_default(),
@@ -111,10 +125,10 @@ async fn pod(cluster: &Cluster, deployment: &Deployment, name: &str, node: Optio
     let spec = pod.spec.as_mut().context("no pod spec")?;
     spec.node_name = node.map(str::to_owned);
     api.create(&PostParams::default(), &pod).await?;
-    let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let since = since.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let condition = |type_: &str, status: &str, reason: &str| {
         json!({"type": type_, "status": status, "reason": reason, "message": "0/2 nodes are available",
-            "lastTransitionTime": now})
+            "lastTransitionTime": since})
     };
     let conditions = match node {
         Some(_) => vec![condition("PodScheduled", "True", ""), condition("Ready", "True", "")],
@@ -126,8 +140,8 @@ async fn pod(cluster: &Cluster, deployment: &Deployment, name: &str, node: Optio
     Ok(())
 }
 
-async fn gone(cluster: &Cluster, name: &str) -> Result<()> {
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), NAME);
+pub async fn gone(cluster: &Cluster, namespace: &str, name: &str) -> Result<()> {
+    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), namespace);
     let params = DeleteParams::default().grace_period(0);
     api.delete(name, &params).await?;
     Ok(())
@@ -146,8 +160,8 @@ pub async fn there_and_back(cluster: &'static Cluster) -> Result<()> {
     set_up(cluster).await?;
     let spec = format!("{{classes: [hand-over, cpu-amd64], handOverAfter: 10s, model: {MODEL}}}");
     create(cluster, NAME, "demo", &spec, false).await?;
-    let deployment = rolled_out(cluster, "demo-hand-over").await?;
-    pod(cluster, &deployment, "first", None).await?;
+    let deployment = rolled_out(cluster, NAME, "demo-hand-over").await?;
+    pod(cluster, &deployment, "first", None, Timestamp::now()).await?;
     let waits = until_status(cluster, NAME, "demo", "the wait for a node", |status| {
         status.summary.as_deref() == Some("Unschedulable") && record(status).is_some()
     })
@@ -173,7 +187,7 @@ pub async fn there_and_back(cluster: &'static Cluster) -> Result<()> {
         Ok(api.get_opt("demo-hand-over").await?.is_none().then_some(()))
     })
     .await?;
-    gone(cluster, "first").await?;
+    gone(cluster, NAME, "first").await?;
     // Neither a restart nor time brings it back while nothing has changed.
     restart(cluster).await?;
     sleep(Duration::from_secs(12)).await;
@@ -184,13 +198,13 @@ pub async fn there_and_back(cluster: &'static Cluster) -> Result<()> {
 
     // A second unit: it is tried beside the replica on the CPU, which stays until the new pod is ready.
     units(cluster, NAME, 2).await?;
-    let deployment = rolled_out(cluster, "demo-hand-over").await?;
+    let deployment = rolled_out(cluster, NAME, "demo-hand-over").await?;
     until_status(cluster, NAME, "demo", "the try", |status| {
         record(status).is_some_and(|record| record.trying)
     })
     .await?;
     ensure!(api.get("demo-cpu-amd64").await?.spec.replicas == Some(1));
-    pod(cluster, &deployment, "second", Some(NAME)).await?;
+    pod(cluster, &deployment, "second", Some(NAME), Timestamp::now()).await?;
     let back = until_status(cluster, NAME, "demo", "the return", |status| {
         status.pool_summary.as_deref() == Some("hand-over 1/1")
     })
@@ -221,7 +235,7 @@ pub async fn nothing_to_write(cluster: &'static Cluster) -> Result<()> {
     let writes = cluster.writes().await? - before;
     ensure!(writes == 0, "{writes} writes");
     ensure!(api.get("demo-hand-over").await?.spec.strategy == strategy);
-    gone(cluster, "second").await?;
+    gone(cluster, NAME, "second").await?;
     parsers(cluster, NAME).delete("demo", &DeleteParams::default()).await?;
     api.delete("demo-hand-over", &DeleteParams::default()).await?;
     for node in [NAME, CPU_NODE] {

@@ -1,6 +1,8 @@
 //! The operator's binary against a real etcd and kube-apiserver on loopback: what only an API server can tell, such as
 //! the cost of rules, server-side apply, and whether pods pass Pod Security. No kubelet, no controllers: pods do not run.
 //!
+//! Scenarios of one lane share a cluster and run one after the other; lanes run side by side, each on a cluster of its own.
+//!
 //! Needs `etcd` and `kube-apiserver` in `$HAWKEYE_CACHE/tools/bin`; `make tools` builds them.
 
 #![allow(missing_docs, clippy::print_stderr, clippy::too_many_lines)]
@@ -29,14 +31,23 @@ mod stored;
 mod traces;
 mod validation;
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::mpsc::{Receiver, Sender, channel},
+    thread,
+    time::Instant,
+};
 
+use anyhow::{Result, anyhow};
 use libtest_mimic::{Arguments, Failed, Trial};
 use server::Cluster;
+use tokio::runtime::{Handle, Runtime};
 
 type Scenario = fn(&'static Cluster) -> scenarios::Outcome;
+type Lane = &'static [(&'static str, Scenario)];
 
-const SCENARIOS: &[(&str, Scenario)] = &[
+/// What is taken, and what becomes of it.
+const SCHEMA: Lane = &[
     ("definitions_and_classes_apply_and_invalid_specs_name_the_field", |c| {
         Box::pin(scenarios::validation(c))
     }),
@@ -48,6 +59,13 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("a_spec_without_a_model_says_what_to_do", |c| {
         Box::pin(scenarios::model_missing(c))
     }),
+    ("a_model_volume_that_the_api_server_drops_is_an_error", |c| {
+        Box::pin(models::without_image_volumes(c))
+    }),
+];
+
+/// They share nodes, objects and the operator's counters, so their order counts.
+const CALM: Lane = &[
     ("labels_that_vanish_move_nothing_for_a_while", |c| {
         Box::pin(recognition::grace(c))
     }),
@@ -60,9 +78,6 @@ const SCENARIOS: &[(&str, Scenario)] = &[
         Box::pin(scenarios::restricted(c))
     }),
     ("a_changed_model_changes_the_template", |c| Box::pin(models::changes(c))),
-    ("a_model_volume_that_the_api_server_drops_is_an_error", |c| {
-        Box::pin(models::without_image_volumes(c))
-    }),
     ("drift_is_undone_and_foreign_fields_are_not", |c| {
         Box::pin(scenarios::drift(c))
     }),
@@ -121,65 +136,106 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     }),
     ("spans_reach_a_collector", |c| Box::pin(traces::reach_a_collector(c))),
     ("two_replicas_take_turns", |c| Box::pin(replicas::take_turns(c))),
-    ("kill_9_after_every_write_ends_the_same", |c| {
-        Box::pin(crash::after_every_write(c))
-    }),
-    ("errors_after_the_commit_end_the_same", |c| {
-        Box::pin(faults::error_after_commit(c))
-    }),
+];
+
+/// An operator that is killed.
+const KILLED: Lane = &[("kill_9_after_every_write_ends_the_same", |c| {
+    Box::pin(crash::after_every_write(c))
+})];
+
+/// An API server that goes wrong, in lanes that take about as long as one another.
+const FAILING: Lane = &[("errors_after_the_commit_end_the_same", |c| {
+    Box::pin(faults::error_after_commit(c))
+})];
+const REFUSING: Lane = &[
     ("conflicts_end_the_same", |c| Box::pin(faults::conflict(c))),
     ("too_many_requests_end_the_same", |c| {
         Box::pin(faults::too_many_requests(c))
     }),
+];
+const SLOW: Lane = &[("five_seconds_of_latency_end_the_same", |c| Box::pin(faults::latency(c)))];
+const BROKEN: Lane = &[
     ("requests_without_an_answer_end_the_same", |c| {
         Box::pin(faults::no_answer(c))
     }),
     ("versions_that_are_gone_end_the_same", |c| Box::pin(faults::gone(c))),
     ("cut_watches_end_the_same", |c| Box::pin(faults::cut_watches(c))),
-    ("five_seconds_of_latency_end_the_same", |c| Box::pin(faults::latency(c))),
     ("an_outage_of_thirty_seconds_ends_the_same", |c| {
         Box::pin(faults::outage(c))
     }),
 ];
 
+const LANES: [Lane; 7] = [SCHEMA, CALM, KILLED, FAILING, REFUSING, SLOW, BROKEN];
+
+/// Where the results of a scenario arrive.
+type Results = Receiver<Result<()>>;
+
+/// Runs scenarios of a lane in order, and says what came of each.
+fn run(handle: &Handle, scenarios: Vec<(&'static str, Scenario, Sender<Result<()>>)>) {
+    let cluster: &'static Cluster = match handle.block_on(Cluster::start()) {
+        Ok(cluster) => Box::leak(Box::new(cluster)),
+        Err(error) => {
+            let said = format!("no API server: {error:#}");
+            for (_, _, result) in scenarios {
+                // Who waits for it waits until the end.
+                let _received = result.send(Err(anyhow!("{said}")));
+            }
+            return;
+        }
+    };
+    let mut failed = false;
+    for (name, scenario, result) in scenarios {
+        let start = Instant::now();
+        let outcome = handle.block_on(scenario(cluster));
+        eprintln!("    {name}: {:.1} s", start.elapsed().as_secs_f64());
+        failed |= outcome.is_err();
+        let _received = result.send(outcome);
+    }
+    if failed {
+        eprintln!("the operator's log:\n{}", cluster.operator_log());
+    }
+    cluster.stop();
+}
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // They share nodes and the operator's counters.
+    // A trial only waits for the result, which comes from its lane.
     arguments.test_threads = Some(1);
-    if arguments.list {
-        let trials = SCENARIOS.iter().map(|(name, _)| Trial::test(*name, || Ok(())));
-        return libtest_mimic::run(&arguments, trials.collect()).exit_code();
-    }
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("no runtime: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let cluster: &'static Cluster = match runtime.block_on(Cluster::start()) {
-        Ok(cluster) => Box::leak(Box::new(cluster)),
-        Err(error) => {
-            eprintln!("no API server: {error:#}");
+    let (mut trials, mut lanes) = (Vec::new(), Vec::new());
+    for lane in LANES {
+        let mut scenarios = Vec::new();
+        for (name, scenario) in lane {
+            let (sender, receiver) = channel();
+            let trial = Trial::test(*name, move || waited(&receiver));
+            if !arguments.is_filtered_out(&trial) {
+                scenarios.push((*name, *scenario, sender));
+            }
+            trials.push(trial);
+        }
+        if !arguments.list && !scenarios.is_empty() {
+            let handle = runtime.handle().clone();
+            lanes.push(thread::spawn(move || run(&handle, scenarios)));
+        }
+    }
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    for lane in lanes {
+        if lane.join().is_err() {
             return ExitCode::FAILURE;
         }
-    };
-    let handle = runtime.handle().clone();
-    let trials = SCENARIOS
-        .iter()
-        .map(|(name, scenario)| {
-            let handle = handle.clone();
-            Trial::test(*name, move || {
-                handle
-                    .block_on(scenario(cluster))
-                    .map_err(|error| Failed::from(format!("{error:#}")))
-            })
-        })
-        .collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
-    if conclusion.has_failed() {
-        eprintln!("the operator's log:\n{}", cluster.operator_log());
     }
-    cluster.stop();
     conclusion.exit_code()
+}
+
+fn waited(result: &Results) -> Result<(), Failed> {
+    match result.recv() {
+        Ok(outcome) => outcome.map_err(|error| Failed::from(format!("{error:#}"))),
+        Err(_) => Err(Failed::from("its lane ended before its turn")),
+    }
 }

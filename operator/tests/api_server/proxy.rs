@@ -159,8 +159,8 @@ impl Proxy {
         lock(&self.state.seen).clone()
     }
 
-    /// No hot loop: what failed is tried again after at least `apart`, no object is written much more than once a second,
-    /// and no watch is begun much more often either.
+    /// No hot loop: what failed is tried again after at least `apart`, no object is written more than once a second, and no
+    /// watch is begun more often either. Of an object that is changed again and again that holds over ten seconds.
     pub fn no_hot_loop(&self, apart: Duration) -> Result<()> {
         let mut by_target: HashMap<(Method, String, bool), Vec<Seen>> = HashMap::new();
         for seen in self.seen() {
@@ -188,7 +188,8 @@ impl Proxy {
                     "{method} {path} again after {wait:?}: {times:#?}"
                 );
             }
-            let most = 10 + 5;
+            // In ten seconds one that begins and one that ends them.
+            let most = 10 + 1;
             for (at, first) in tries.iter().enumerate() {
                 let within = tries[at..]
                     .iter()
