@@ -64,12 +64,13 @@ pub(super) async fn add_nodes(client: &Client, count: usize) -> Result<()> {
         .try_collect::<()>()
         .await?;
     let fake = ListParams::default().labels("type=kwok");
-    for _ in 0..120 {
+    // A list of thousands of nodes costs the API server seconds, which kwok could use to make them ready.
+    for _ in 0..60 {
         let ready = api.list(&fake).await?.iter().filter(|node| is_ready(node)).count();
         if ready == count {
             return Ok(());
         }
-        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        tokio::time::sleep(std::time::Duration::from_secs(15)).await;
     }
     ensure!(false, "the fake nodes do not become ready");
     Ok(())
