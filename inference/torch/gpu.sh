@@ -27,6 +27,7 @@ pack)
     cargo build --locked --release --package hawkeye-torch --examples
     tests=$(cargo test --locked --package hawkeye-torch --test parity --test captions --no-run --message-format=json |
         jq -r 'select(.executable != null).executable')
+    cargo run --quiet --locked --package hawkeye-e2e -- images bundle
     inference/export/captions-test.sh
     cp "$CARGO_TARGET_DIR"/release/hawkeye-inference "$CARGO_TARGET_DIR"/release/examples/{time_device,measure_memory} .gpu/bin/
     for test in $tests; do
