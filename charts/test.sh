@@ -84,6 +84,39 @@ for values in charts/hawkeye/ci/*-values.yaml; do
     passes "lint hawkeye with $(basename "$values")" helm lint --strict charts/hawkeye --values "$values"
 done
 
+# The plugin's archives, as a release has them. What is packed is not looked into, so a script stands in for the program.
+printf '#!/bin/sh\necho "stand-in $*"\n' >"$work/plugin"
+pack() { KREW_OUT="$work/krew" manifests/krew/package.sh "$@"; }
+krew() { "$KUBECTL" label --local -f "$work/krew/hawkeye.yaml" -o json test=; }
+sums() { (cd "$work/krew" && sha256sum -- *.tar.gz) | jq -Rn '[inputs | split("  ") | {(.[1]): .[0]}] | add'; }
+passes "krew: pack the plugin for Linux" pack "$work/plugin" linux amd64
+krew | holds "krew: a platform without an archive is left out" '.[0].spec.platforms | map(.selector.matchLabels) == [{os: "linux", arch: "amd64"}]'
+sums >"$work/sums"
+for platform in "linux arm64" "darwin amd64" "darwin arm64"; do
+    # shellcheck disable=SC2086
+    passes "krew: pack the plugin for $platform" pack "$work/plugin" $platform
+done
+{ krew; sums; } | holds "krew: each platform with the address of this version and the sum of its archive" '
+    .[1] as $sums | .[0].spec | ("/releases/download/" + .version + "/") as $folder | .platforms
+    | map(.selector.matchLabels | "\(.os)_\(.arch)") == ["linux_amd64", "linux_arm64", "darwin_amd64", "darwin_arm64"]
+    and all(.[]; "kubectl-hawkeye_\(.selector.matchLabels.os)_\(.selector.matchLabels.arch).tar.gz" as $name
+        | (.uri | endswith($folder + $name)) and .sha256 == $sums[$name] and .bin == "kubectl-hawkeye")'
+krew | holds "krew: the version is that of the workspace" ".[0].spec.version == \"v$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)\""
+touch "$work/plugin"
+passes "krew: pack the plugin for Linux again, elsewhere" env TZ=Asia/Tokyo KREW_OUT="$work/krew" manifests/krew/package.sh "$work/plugin" linux amd64
+{ cat "$work/sums"; sums; } | holds "krew: the same program makes the same archive" '
+    map(.["kubectl-hawkeye_linux_amd64.tar.gz"]) | .[0] != null and .[0] == .[1]'
+rm "$work/krew/kubectl-hawkeye_darwin_amd64.tar.gz"
+passes "krew: fill in the manifest for what lies there" pack
+krew | holds "krew: without the archive that is gone" '.[0].spec.platforms | length == 3 and all(.selector.matchLabels != {os: "darwin", arch: "amd64"})'
+packed() { tar --numeric-owner -tvzf "$work/krew/kubectl-hawkeye_linux_amd64.tar.gz" | awk '{ print $1, $2, $6 }'; }
+passes "krew: program and licence, root's" diff <(packed) <(printf '%s\n' "-rw-r--r-- 0/0 LICENSE" "-rwxr-xr-x 0/0 kubectl-hawkeye")
+by_hand() {
+    mkdir "$work/bin" && tar -C "$work/bin" -xzf "$work/krew/kubectl-hawkeye_linux_amd64.tar.gz" || return 1
+    cmp "$work/bin/LICENSE" LICENSE && PATH="$work/bin:$PATH" "$KUBECTL" hawkeye plan --all-nodes | grep -qx "stand-in plan --all-nodes"
+}
+passes "krew: unpacked into a folder on PATH, kubectl finds it" by_hand
+
 # Values that hold an open or a shared structure are one line in the README.
 value_names() {
     jq -r '.properties | to_entries[] | .key as $key | .value.properties // {} | keys[] as $name

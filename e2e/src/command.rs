@@ -56,6 +56,36 @@ fn finish(command: &mut Command, stdin: Stdio, input: &str) -> Result<String> {
     })
 }
 
+/// cargo as the user would call it. In a test this process carries cargo's own variables; build scripts would see them and run
+/// again.
+pub fn cargo() -> Command {
+    const KEPT: [&str; 6] = [
+        "CARGO_HOME",
+        "CARGO_TARGET_DIR",
+        "CARGO_INCREMENTAL",
+        "CARGO_BUILD_BUILD_DIR",
+        "CARGO_BUILD_JOBS",
+        "CARGO_TERM_COLOR",
+    ];
+    const SETTINGS: [&str; 6] = [
+        "CARGO_NET_",
+        "CARGO_HTTP_",
+        "CARGO_PROFILE_",
+        "CARGO_REGISTRIES_",
+        "CARGO_REGISTRY_",
+        "CARGO_SOURCE_",
+    ];
+    let mut cargo = Command::new("cargo");
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        let kept = KEPT.contains(&&*name) || SETTINGS.iter().any(|settings| name.starts_with(settings));
+        if name.starts_with("CARGO") && !kept {
+            cargo.env_remove(&*name);
+        }
+    }
+    cargo
+}
+
 /// A command line to show to people.
 pub fn describe(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());

@@ -205,34 +205,10 @@ impl Host<'_> {
     fn compile(&self, binaries: &[&str]) -> Result<()> {
         self.progress
             .step(format!("compiling {} (release)", binaries.join(", ")));
-        let mut cargo = Command::new("cargo");
+        let mut cargo = command::cargo();
         cargo.args(["build", "--locked", "--release"]);
         for binary in binaries {
             cargo.args(["--package", binary, "--bin", binary]);
-        }
-        // Called from a test, this process carries cargo's own variables; build scripts would see them and run again.
-        for (name, _) in env::vars_os() {
-            let name = name.to_string_lossy();
-            let kept = [
-                "CARGO_HOME",
-                "CARGO_TARGET_DIR",
-                "CARGO_INCREMENTAL",
-                "CARGO_BUILD_BUILD_DIR",
-                "CARGO_BUILD_JOBS",
-                "CARGO_TERM_COLOR",
-            ];
-            let settings = [
-                "CARGO_NET_",
-                "CARGO_HTTP_",
-                "CARGO_REGISTRIES_",
-                "CARGO_REGISTRY_",
-                "CARGO_SOURCE_",
-            ];
-            let own =
-                name.starts_with("CARGO") && !kept.contains(&&*name) && !settings.iter().any(|s| name.starts_with(s));
-            if own {
-                cargo.env_remove(&*name);
-            }
         }
         if let Some(packages) = self.site_packages() {
             let torch = packages.join("torch");

@@ -2,23 +2,29 @@
 # Packs the plugin as krew wants it, into out/krew, and fills in the manifest for the archives that lie there.
 #
 #   manifests/krew/package.sh BINARY [OS ARCH]      OS linux|darwin and ARCH amd64|arm64: those of this machine
+#   manifests/krew/package.sh                       fills in the manifest and packs nothing
 #
-# Platforms without an archive are left out of the manifest, so that it installs as it is.
+# Platforms without an archive are left out of the manifest, so that it installs as it is. KREW_OUT is another folder than out/krew.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-binary=$1
+binary=${1:-}
 os=${2:-$(uname -s | tr '[:upper:]' '[:lower:]')}
 arch=${3:-$(uname -m | sed -e 's/^x86_64$/amd64/' -e 's/^aarch64$/arm64/')}
-out=$root/out/krew
-# Time stamps and owners would make each archive another one.
-stage=$(mktemp -d)
-trap 'rm -rf "$stage"' EXIT
+out=${KREW_OUT:-$root/out/krew}
+archive=$out/kubectl-hawkeye_${os}_${arch}.tar.gz
 mkdir -p "$out"
-install -m 0755 "$binary" "$stage/kubectl-hawkeye"
-install -m 0644 "$root/LICENSE" "$stage/LICENSE"
-touch -t 197001010000 "$stage"/*
-if tar --version | grep -q GNU; then root_owned=(--owner=0 --group=0 --numeric-owner); else root_owned=(--uid 0 --gid 0); fi
-tar -C "$stage" "${root_owned[@]}" -cf - LICENSE kubectl-hawkeye | gzip -n >"$out/kubectl-hawkeye_${os}_${arch}.tar.gz"
+
+if [[ -n $binary ]]; then
+    stage=$(mktemp -d)
+    trap 'rm -rf "$stage"' EXIT
+    install -m 0755 "$binary" "$stage/kubectl-hawkeye"
+    install -m 0644 "$root/LICENSE" "$stage/LICENSE"
+    # Time stamps and owners would make each archive another one.
+    TZ=UTC0 touch -t 197001010000 "$stage"/*
+    if tar --version | grep -q GNU; then owned=(--owner=0 --group=0 --numeric-owner); else owned=(--uid 0 --gid 0); fi
+    tar -C "$stage" "${owned[@]}" -cf - LICENSE kubectl-hawkeye | gzip -n >"$archive"
+    echo "$archive"
+fi
 
 if command -v sha256sum >/dev/null; then sum=sha256sum; else sum="shasum -a 256"; fi
 version=v$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -n 1)
@@ -42,5 +48,4 @@ awk -v version="$version" -v out="$out" -v sum="$sum" '
     }
     END { flush() }
 ' "$root/manifests/krew/hawkeye.yaml" >"$out/hawkeye.yaml"
-echo "$out/kubectl-hawkeye_${os}_${arch}.tar.gz"
 echo "$out/hawkeye.yaml"

@@ -249,6 +249,14 @@ fn troubles_of_pods_are_named_worst_first() {
             {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes: cpu"},
         ]}),
     );
+    let damaged = waiting(
+        "cpu-amd64",
+        json!({
+            "restartCount": 2,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "{\"error\":\"m.pt is damaged\"}\n"}},
+        }),
+    );
     let reason = |pods: Vec<Arc<Pod>>| {
         let status = Case {
             spec: "{replicas: 3}",
@@ -269,6 +277,10 @@ fn troubles_of_pods_are_named_worst_first() {
     let (word, message) = reason(vec![unschedulable, pull, crash]);
     assert_eq!(word, "CrashLoop");
     assert!(message.contains("needs more memory"), "{message}");
+    let (word, message) = reason(vec![damaged]);
+    assert_eq!(word, "CrashLoop");
+    let words = "(exit code 1): m.pt is damaged. More: `kubectl logs -n ";
+    assert!(message.contains(words), "{message}");
 }
 
 fn fetching(state: Value, last: Value) -> Arc<Pod> {

@@ -12,12 +12,15 @@ mod conditions;
 mod devices;
 mod flow;
 mod idle;
+mod images;
 mod install;
 mod labels;
+mod leader;
 mod manners;
 mod models;
 mod placement;
 mod platforms;
+mod plugin;
 mod support;
 
 use std::{
@@ -31,7 +34,7 @@ use std::{
 use anyhow::{Result, bail};
 use hawkeye_e2e::{
     cluster::{Cluster, ProviderChoice, UpOptions},
-    images,
+    images::build_for_cluster,
     install::charts,
     paths::Cache,
     progress::Progress,
@@ -39,7 +42,10 @@ use hawkeye_e2e::{
 use libtest_mimic::{Arguments, Trial};
 use tokio::runtime::Runtime;
 
-use crate::support::{Suite, repository};
+use crate::{
+    images::REGISTRY,
+    support::{Suite, repository},
+};
 
 /// The tests' cluster; a demo of another name is never touched.
 const CLUSTER: &str = "test";
@@ -57,9 +63,21 @@ macro_rules! scenarios {
 /// Pods of test objects may land on fake nodes; nothing else tolerates their taint.
 const TOLERATIONS: &str = r#"hardwareClassDefaults.tolerations=[{"key":"kwok.x-k8s.io/node","operator":"Exists"}]"#;
 
-/// Installs both charts as the scenarios need them.
+/// Installs both charts as the scenarios need them. Of the images only those in the scenarios' own registry are looked up; the
+/// others are on the nodes and in no registry.
 fn install_charts(suite: &Suite) -> Result<()> {
-    Ok(charts(&suite.cluster, &suite.repository, &["--set-json", TOLERATIONS])?)
+    let registries =
+        ["registries", "insecureRegistries"].map(|name| format!("imageVerification.{name}={{{REGISTRY}}}"));
+    let more = [
+        "--set-json",
+        TOLERATIONS,
+        "--set=imageVerification.enabled=true",
+        "--set",
+        &registries[0],
+        "--set",
+        &registries[1],
+    ];
+    Ok(charts(&suite.cluster, &suite.repository, &more)?)
 }
 
 fn main() -> ExitCode {
@@ -75,10 +93,13 @@ fn main() -> ExitCode {
         flow::a_bundle_on_a_persistent_volume_claim_is_served,
         flow::an_in_cluster_client_finds_it_by_name,
         models::a_bundle_from_a_web_server_is_served,
+        models::a_damaged_bundle_is_told_in_the_pods_own_words,
+        images::an_image_for_another_architecture_is_told_and_mended,
         conditions::what_the_spec_cannot_show_is_said_within_30_seconds,
         platforms::each_platform_gets_its_pool,
         platforms::auto_prefers_gpus_and_overflows_to_cpus,
         platforms::deny_leaves_the_rest_unplaced_and_says_so,
+        plugin::kubectl_hawkeye_tells_every_platform_and_what_runs,
         placement::a_pod_that_finds_no_node_is_handed_over_and_comes_back,
         labels::a_label_publisher_that_restarts_moves_no_pod,
         changes::only_the_pool_that_changed_rolls,
@@ -91,6 +112,7 @@ fn main() -> ExitCode {
         manners::an_autoscaler_is_let_do_its_work,
         manners::a_drain_takes_one_pod_at_a_time,
         devices::a_gpu_that_the_pod_does_not_see_is_denied_or_degrades,
+        leader::the_other_replica_takes_over,
         idle::two_idle_minutes_write_nothing_but_the_lease,
         install::removal_keeps_definitions_and_objects,
     ];
@@ -146,7 +168,7 @@ fn main() -> ExitCode {
 
 fn set_up(runtime: &Runtime) -> Result<Suite> {
     let (cache, progress, repository) = (Cache::from_env()?, Progress::new(), repository());
-    let archives = images::build_for_cluster(&cache, &repository, progress)?;
+    let archives = build_for_cluster(&cache, &repository, progress)?;
     let cluster = Cluster::new(CLUSTER, ProviderChoice::Auto, progress)?;
     cluster.up(UpOptions {
         fake_nodes: true,

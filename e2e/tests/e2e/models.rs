@@ -5,11 +5,10 @@ use std::{fs, process::Command};
 use anyhow::{Context as _, Result, ensure};
 use hawkeye_e2e::{archive::Image, paths::Cache};
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::PostParams;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::support::{REAL_CLASS, Suite, expect, within};
+use crate::support::{REAL_CLASS, Suite, condition, expect, pretty, web_server, within};
 
 pub async fn a_bundle_from_a_web_server_is_served(suite: &Suite) -> Result<()> {
     let scope = suite.namespace("downloads").await?;
@@ -24,38 +23,7 @@ pub async fn a_bundle_from_a_web_server_is_served(suite: &Suite) -> Result<()> {
         .status()?;
     ensure!(packed.success(), "tar: {packed}");
     let sha256 = format!("{:x}", Sha256::digest(fs::read(&archive)?));
-    let image = folder.path().join("files.tar");
-    Image {
-        reference: "localhost/files:e2e".into(),
-        entrypoint: vec!["/busybox".into()],
-        user: "65532:65532".into(),
-        files: vec![
-            ("busybox".into(), "/bin/busybox".into(), 0o755),
-            ("www/bundle.tar.gz".into(), archive, 0o644),
-        ],
-    }
-    .write(&image)?;
-    suite.cluster.load_image(&image)?;
-    let server: Pod = serde_json::from_value(json!({
-        "metadata": {"name": "files", "labels": {"app": "files"}},
-        "spec": {
-            "terminationGracePeriodSeconds": 0,
-            "containers": [{
-                "name": "files", "image": "localhost/files:e2e", "imagePullPolicy": "Never",
-                "args": ["httpd", "-f", "-p", "8080", "-h", "/www"],
-                "securityContext": {
-                    "runAsNonRoot": true, "allowPrivilegeEscalation": false,
-                    "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
-                },
-            }],
-        },
-    }))?;
-    scope.api::<Pod>().create(&PostParams::default(), &server).await?;
-    let service: Service = serde_json::from_value(json!({
-        "metadata": {"name": "files"},
-        "spec": {"selector": {"app": "files"}, "ports": [{"port": 8080}]},
-    }))?;
-    scope.api::<Service>().create(&PostParams::default(), &service).await?;
+    web_server(&scope, "files", vec![("bundle.tar.gz".into(), archive)]).await?;
 
     let model =
         |sha256: &str| json!({"http": {"url": "http://files.downloads.svc:8080/bundle.tar.gz", "sha256": sha256}});
@@ -104,5 +72,64 @@ pub async fn a_bundle_from_a_web_server_is_served(suite: &Suite) -> Result<()> {
         .annotations
         .and_then(|all| all.get("hawkeye.bytebot.ai/model-revision").cloned());
     expect("the annotation", &revision.as_deref(), &Some("2"))?;
+    scope.delete("parser").await
+}
+
+/// What a container said last. It writes its log as JSON, and the kubelet keeps the end of it.
+fn last_words(pod: &Pod) -> Option<String> {
+    let status = pod.status.as_ref()?.container_statuses.as_ref()?.first()?;
+    let ended = [&status.state, &status.last_state];
+    let ended = ended
+        .into_iter()
+        .find_map(|state| state.as_ref()?.terminated.as_ref()?.message.as_deref());
+    let last = serde_json::from_str::<Value>(ended?.trim().lines().next_back()?).ok()?;
+    last["error"].as_str().map(str::to_owned)
+}
+
+pub async fn a_damaged_bundle_is_told_in_the_pods_own_words(suite: &Suite) -> Result<()> {
+    let scope = suite.namespace("damaged").await?;
+    // The description of the demo's bundle, and other bytes for every file that it lists.
+    let folder = tempfile::tempdir()?;
+    let good = Cache::from_env()?.root().join("bundles/demo");
+    let damaged = folder.path().join("damaged");
+    fs::write(&damaged, "not what bundle.json promises")?;
+    let mut files = vec![("bundle.json".to_owned(), good.join("bundle.json"), 0o644)];
+    for entry in fs::read_dir(&good)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != "bundle.json" {
+            files.push((name, damaged.clone(), 0o644));
+        }
+    }
+    ensure!(files.len() > 2, "{files:?}");
+    let archive = folder.path().join("bundle.tar");
+    Image {
+        reference: "localhost/hawkeye-bundle:damaged".into(),
+        files,
+        ..Image::default()
+    }
+    .write(&archive)?;
+    suite.cluster.load_image(&archive)?;
+    let model = json!({"image": {"reference": "localhost/hawkeye-bundle:damaged", "pullPolicy": "Never"}});
+    scope
+        .apply("parser", json!({"classes": [REAL_CLASS], "model": model}))
+        .await?;
+    let object = scope
+        .until("parser", "CrashLoop", 120, |object| {
+            let status = object.status.as_ref();
+            status.and_then(|status| status.summary.as_deref()) == Some("CrashLoop")
+        })
+        .await?;
+    let pod = scope.pods("parser").await?.pop().context("no pod")?;
+    let said = last_words(&pod).with_context(|| format!("it left no last words: {}", pretty(&pod.status)))?;
+    ensure!(said.contains("sha256") && said.contains("bundle.json says"), "{said}");
+    let found = format!("{:x}", Sha256::digest("not what bundle.json promises"));
+    ensure!(said.contains(&found), "{said}");
+    let available = condition(&object, "Available").context("no condition Available")?;
+    expect("Available", &available.reason.as_str(), &"CrashLoop")?;
+    ensure!(
+        available.message.contains(&said),
+        "{said:?} is not in: {}",
+        available.message
+    );
     scope.delete("parser").await
 }

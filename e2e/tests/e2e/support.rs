@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use hawkeye_crds::v1alpha1::{HardwareClass, HawkeyeDeployment, Reason};
-use hawkeye_e2e::cluster::Cluster;
+use hawkeye_e2e::{archive::Image, cluster::Cluster};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -246,6 +246,56 @@ impl Scope<'_> {
         .await?;
         gone.with_context(|| format!("{name}: something is left 90 s after its deletion"))
     }
+}
+
+/// Serves files over HTTP from a pod, at `http://NAME.NAMESPACE.svc:8080`, and waits until it answers. Its image is a busybox
+/// of this machine with the files: path below the root, file here.
+pub async fn web_server(scope: &Scope<'_>, name: &str, files: Vec<(String, PathBuf)>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let archive = folder.path().join("image.tar");
+    let first = files.first().context("nothing to serve")?.0.clone();
+    let reference = format!("localhost/{name}:e2e");
+    let mut content = vec![("busybox".to_owned(), PathBuf::from("/bin/busybox"), 0o755)];
+    content.extend(
+        files
+            .into_iter()
+            .map(|(path, file)| (format!("www/{path}"), file, 0o644)),
+    );
+    Image {
+        reference: reference.clone(),
+        entrypoint: vec!["/busybox".into()],
+        user: "65532:65532".into(),
+        files: content,
+    }
+    .write(&archive)?;
+    scope.suite.cluster.load_image(&archive)?;
+    let server: Pod = serde_json::from_value(json!({
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": name, "image": reference, "imagePullPolicy": "Never",
+                "args": ["httpd", "-f", "-p", "8080", "-h", "/www"],
+                "securityContext": {
+                    "runAsNonRoot": true, "allowPrivilegeEscalation": false,
+                    "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+                },
+            }],
+        },
+    }))?;
+    scope.api::<Pod>().create(&PostParams::default(), &server).await?;
+    let service: Service = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {"selector": {"app": name}, "ports": [{"port": 8080}]},
+    }))?;
+    let service = scope.api::<Service>().create(&PostParams::default(), &service).await?;
+    let address = service.spec.and_then(|spec| spec.cluster_ip).context("no address")?;
+    let url = format!("http://{address}:8080/{first}");
+    let answers = within(60, async || {
+        let answer = reqwest::get(&url).await.and_then(reqwest::Response::error_for_status);
+        Ok(answer.is_ok().then_some(()))
+    });
+    answers.await?.with_context(|| format!("{url} does not answer"))
 }
 
 /// Asks every 250 ms until there is an answer or the time is over. Errors end it at once.

@@ -1,12 +1,13 @@
-//! Pods on their way to ready: how far they are, and why one does not get its model. Pure.
+//! Pods on their way to ready: how far they are, why one does not get its model, and what one that ended said. Pure.
 
 use std::sync::Arc;
 
 use hawkeye_crds::v1alpha1::Reason;
+use serde_json::Value;
 
 use super::{
     build::model::FETCH,
-    observe::{ContainerStatus, Pod, condition_is},
+    observe::{ContainerStatus, Pod, Terminated, condition_is},
 };
 
 /// Exit code of a program that does not know the subcommand that it was given.
@@ -42,6 +43,16 @@ pub fn fetch_issue(pod: &Pod) -> Option<(Reason, String)> {
     ))
 }
 
+/// What a container said last: the end of its log is its termination message. Ours writes lines of JSON, of which only the
+/// error is said; another image's line is said as it is.
+pub fn last_words(ended: &Terminated) -> Option<String> {
+    let line = ended.message.trim().lines().next_back()?;
+    let told: Value = serde_json::from_str(line).unwrap_or_default();
+    let words = told["error"].as_str().or(told["message"].as_str()).unwrap_or(line);
+    let words = words.trim().trim_end_matches('.');
+    (!words.is_empty()).then(|| words.to_owned())
+}
+
 /// How far pods are that are not ready: ": 1 downloads its model, 2 wait for …", or nothing where there is nothing to say.
 pub fn stages(pods: &[&Arc<Pod>]) -> String {
     let mut counts = [0_usize; 3];
@@ -72,5 +83,32 @@ pub fn stages(pods: &[&Arc<Pod>]) -> String {
         String::new()
     } else {
         format!(": {}", parts.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case::ours(
+        "{\"level\":\"INFO\",\"message\":\"loads\"}\n{\"message\":\"ended\",\"error\":\"m.pt has sha256 1.\"}\n",
+        Some("m.pt has sha256 1")
+    )]
+    #[case::without_an_error(
+        "{\"message\":\"stopped with requests in flight\"}",
+        Some("stopped with requests in flight")
+    )]
+    #[case::another_image("starts\nTraceback: no such file\n\n", Some("Traceback: no such file"))]
+    #[case::json_of_another_image("[1]", Some("[1]"))]
+    #[case::silent(" \n", None)]
+    fn the_last_line_of_a_log_says_why(#[case] message: &str, #[case] words: Option<&str>) {
+        let ended = Terminated {
+            message: message.to_owned(),
+            ..Terminated::default()
+        };
+        assert_eq!(last_words(&ended).as_deref(), words);
     }
 }

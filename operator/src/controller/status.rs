@@ -17,7 +17,7 @@ use super::{
     images::condition::{condition as image_condition, failure as image_failure},
     observe::{ContainerStatus, Pod},
     plan::{Plan, PoolPlan, distribution, handover::HandOver},
-    starting::{fetch_issue, stages},
+    starting::{fetch_issue, last_words, stages},
 };
 
 /// Longest message of a condition or a pool, in characters; the schema allows four times as many bytes.
@@ -288,13 +288,13 @@ fn issue(facts: &Facts<'_>, name: &str, pod: &Pod) -> Option<(Reason, String)> {
         if let Some(ended) = &container.last_state.terminated
             && container.restart_count >= CRASHES
         {
-            let cause = if ended.reason == "OOMKilled" {
-                "it needs more memory than its limit; raise overrides.<class>.memory or lower batchSize".to_owned()
-            } else {
-                format!(
-                    "see `kubectl logs -n {} deploy/{name} --previous`",
-                    facts.owner.namespace
-                )
+            let logs = || format!("`kubectl logs -n {} deploy/{name} --previous`", facts.owner.namespace);
+            let cause = match last_words(ended) {
+                _ if ended.reason == "OOMKilled" => {
+                    "it needs more memory than its limit; raise overrides.<class>.memory or lower batchSize".to_owned()
+                }
+                Some(words) => format!("{words}. More: {}", logs()),
+                None => format!("see {}", logs()),
             };
             return Some((
                 Reason::CrashLoop,
