@@ -237,9 +237,12 @@ mod tests {
             assert!(matches!(failed(text), ModelError::OutOfMemory { .. }), "{text}");
         }
         let other = failed("Sizes of tensors must match except in dimension 1.\nException raised from ...");
-        assert_eq!(
-            other.to_string(),
-            "captioner: Sizes of tensors must match except in dimension 1."
+        assert!(matches!(other, ModelError::Backend { .. }));
+        assert!(
+            other
+                .to_string()
+                .ends_with("Sizes of tensors must match except in dimension 1."),
+            "{other}"
         );
     }
 
