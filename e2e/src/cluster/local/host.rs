@@ -83,11 +83,14 @@ pub(super) struct Host {
     /// The host's end of the link to the first node, by which the second is reached as well.
     link: Option<String>,
     folder: PathBuf,
+    /// The cluster's: one for both nodes.
+    logs: PathBuf,
 }
 
 impl Host {
     /// `folder` is the cluster's; the second node has a folder in it.
     pub(super) fn new(cluster: &ClusterName, place: NodeChoice, folder: &Path) -> Self {
+        let logs = folder.join("logs");
         let (name, link, folder) = match place {
             NodeChoice::First => (
                 format!("hawkeye-{cluster}"),
@@ -101,7 +104,14 @@ impl Host {
             name,
             link,
             folder,
+            logs,
         }
+    }
+
+    /// The log of the node's first process.
+    fn holder_log(&self) -> PathBuf {
+        let name = self.link.as_ref().map_or("holder-arm64.log", |_| "holder.log");
+        self.logs.join(name)
     }
 
     /// The node's folder.
@@ -121,8 +131,7 @@ impl Host {
 
     /// Makes cgroups and the holder with its namespaces.
     pub(super) fn create(&self, pause: &Path) -> Result<Node> {
-        let logs = self.folder.join("logs");
-        fs::create_dir_all(&logs).context(|| format!("creating {}", logs.display()))?;
+        fs::create_dir_all(&self.logs).context(|| format!("creating {}", self.logs.display()))?;
         for cgroup in self.cgroups()? {
             create_cgroup(&cgroup)?;
         }
@@ -131,7 +140,7 @@ impl Host {
         // The file appears when the namespaces are set up.
         while !self.folder.join("holder-ready").exists() {
             if started.elapsed() > Duration::from_secs(10) {
-                let log = logs.join("holder.log");
+                let log = self.holder_log();
                 let tail = fs::read_to_string(&log).unwrap_or_default();
                 return Err(Error::Stopped {
                     component: "the namespaces' first process".into(),
@@ -201,7 +210,7 @@ exec "$PAUSE""#
         );
         let outside = r#"echo 0 > "$CGROUP/cgroup.procs"
 exec setsid unshare --net --mount --pid --fork --kill-child --mount-proc --propagation slave -- sh -ec "$INSIDE""#;
-        let log = fs::File::create(self.folder.join("logs/holder.log")).context(|| "creating holder.log".into())?;
+        let log = fs::File::create(self.holder_log()).context(|| "creating holder.log".into())?;
         let errors = log.try_clone().context(|| "holder.log".into())?;
         let mut shell = Command::new("sh");
         shell.args(["-ec", outside]).current_dir("/").env_clear();
@@ -233,7 +242,7 @@ exec setsid unshare --net --mount --pid --fork --kill-child --mount-proc --propa
                 self.cluster
             )),
         })?;
-        Ok(Node::new(holder, cgroup, self.folder.join("logs")))
+        Ok(Node::new(holder, cgroup, self.logs.clone()))
     }
 
     /// Whether a component's process is there, by the file name of its program.
