@@ -37,7 +37,7 @@ fn names(expression: &str) -> BTreeSet<String> {
 fn every_metric_of_the_dashboard_exists() {
     // Families show up in the text only once they have a value, so the place where they are named is read.
     let operator = read("operator/src/metrics.rs");
-    let service = read("inference/server/src/metrics.rs");
+    let service = read("inference/server/src/metrics/mod.rs") + &read("inference/server/src/metrics/devices.rs");
     let mut found = BTreeSet::new();
     for expression in expressions() {
         let names = names(&expression);
