@@ -167,13 +167,10 @@ impl Planner {
         let pods = self.world.pods.state();
         let index = self.index(&living, &pods, now);
         let mut held = held(&pods, &index);
-        let mut waiting = waiting(&pods, |namespace, name| {
-            self.world.deployments.get(&deployment_ref(namespace, name))
-        });
+        let deployment = |namespace: &str, name: &str| self.world.deployments.get(&deployment_ref(namespace, name));
+        let mut waiting = waiting(&pods, deployment);
         let before = self.plans.borrow().clone();
-        let mut checked = self.checker.check(&living, &index, &pods, |namespace, name| {
-            self.world.deployments.get(&deployment_ref(namespace, name))
-        });
+        let mut checked = self.checker.check(&living, &index, &pods, deployment);
         let keys: Vec<(String, String)> = living
             .iter()
             .map(|object| {
