@@ -41,7 +41,8 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut fixtures = Vec::new();
     let mut files: Vec<_> = fs::read_dir(root.join("e2e/fixtures/nodes"))?.collect::<Result<_, _>>()?;
     files.sort_by_key(fs::DirEntry::path);
-    for file in files {
+    // Folders beside them hold what nodes of single publishers look like.
+    for file in files.iter().filter(|file| file.path().is_file()) {
         fixtures.push(fs::read_to_string(file.path())?);
     }
     let folder = tempfile::tempdir()?;
