@@ -13,14 +13,14 @@ use std::{
 };
 
 use hawkeye_crds::v1alpha1::{HawkeyeDeployment, ModelImage, Reason};
-use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 
 use self::digest::{Digests, Memory, follows};
 use super::{
     apply::owned_by,
-    build::{model::mounted, pool_name},
+    build::{model::digest_of, pool_name},
     observe::Pod,
+    pool::PoolDeployment,
 };
 use crate::{
     hardware::{ClassIndex, ClassNodes, Images, ModelDefaults},
@@ -219,7 +219,7 @@ impl Checker {
         objects: &[&HawkeyeDeployment],
         index: &ClassIndex,
         pods: &[Arc<Pod>],
-        deployment: impl Fn(&str, &str) -> Option<Arc<Deployment>>,
+        deployment: impl Fn(&str, &str) -> Option<Arc<PoolDeployment>>,
     ) -> Checked {
         if !self.policy.is_on() {
             return Checked::default();
@@ -249,7 +249,8 @@ impl Checker {
                 let memory = followed.map_or_else(Memory::new, |model| {
                     let mounts = |class: &ClassNodes| {
                         let made = deployment(&namespace, &pool_name(&name, &class.name))?;
-                        let digest = mounted(&made, &model.reference).filter(|_| owned_by(&*made, &uid))?;
+                        let mounted = made.model.as_deref().filter(|_| owned_by(&*made, &uid))?;
+                        let digest = digest_of(mounted, &model.reference)?;
                         Some((class.name.clone(), digest.to_owned()))
                     };
                     index.classes.iter().filter_map(mounts).collect()
