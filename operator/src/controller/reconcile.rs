@@ -226,8 +226,7 @@ async fn report_status(
     )
     .await?;
     let notices = events::notices(object.status.as_ref(), &new);
-    context.metrics.noticed(notices.len());
-    context.events.publish(object, notices).await;
+    context.metrics.noticed(context.events.publish(object, notices).await);
     Ok(())
 }
 
