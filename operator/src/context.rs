@@ -60,6 +60,9 @@ pub struct Context {
     pub metrics: Metrics,
 }
 
+/// Objects that are remembered as reported. Those that are gone would stay for ever; past this, all are said once more.
+const REPORTED: usize = 1024;
+
 /// Generations of objects about which something was said already, by UID.
 #[derive(Debug, Default)]
 pub struct Reported(Mutex<HashMap<String, Option<i64>>>);
@@ -72,10 +75,11 @@ impl Reported {
 
     /// Notes that it was said.
     pub fn note(&self, uid: &str, generation: Option<i64>) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(uid.to_owned(), generation);
+        let mut reported = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.len() >= REPORTED {
+            reported.clear();
+        }
+        reported.insert(uid.to_owned(), generation);
     }
 }
 
@@ -136,6 +140,18 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_generation_is_reported_once_and_not_all_are_remembered_for_ever() {
+        let reported = Reported::default();
+        assert!(reported.is_new("a", Some(1)));
+        reported.note("a", Some(1));
+        assert!(!reported.is_new("a", Some(1)) && reported.is_new("a", Some(2)));
+        for number in 0..3 * REPORTED {
+            reported.note(&number.to_string(), Some(1));
+        }
+        assert!(reported.0.lock().unwrap().len() <= REPORTED);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn waits_grow_to_a_limit_and_end_with_a_success() {

@@ -25,44 +25,57 @@ const BURST: u32 = 3;
 /// After them, one in this time.
 const REFILL: Duration = Duration::from_mins(2);
 
-/// A recorder forgets an event that did not repeat for this long (kube-runtime 5.0, as client-go).
+/// Without an event for this long everything about it is forgotten: its tokens are all there again, and a recorder forgets
+/// an event that did not repeat for as long (kube-runtime 5.0, as client-go).
 const SERIES: Duration = Duration::from_mins(6);
 
-/// Holds back events that repeat: a pod that comes and goes would otherwise have two written each time. The status says
-/// the same, and the next event that is let through says how things are then.
-#[derive(Debug, Default)]
-pub struct Throttle(Mutex<HashMap<(String, String), Bucket>>);
-
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
+/// The events of one reason about one object. Those that repeat are held back: a pod that comes and goes would otherwise
+/// have two written each time. The status says the same, and the next event that is let through says how things are then.
+///
+/// A recorder counts what repeats on one event, and tells repeats by the reason alone: with another note, one that knows of
+/// no event yet makes an event of its own.
+struct Said<R> {
+    /// Events that may follow without a wait.
     tokens: u32,
     /// When `tokens` was right.
     since: Instant,
+    /// When the last one was let through.
+    at: Instant,
+    note: String,
+    recorder: R,
 }
 
-impl Throttle {
-    /// True when an event of this reason about this UID may be published now.
-    pub fn admits(&self, uid: &str, reason: &str, now: Instant) -> bool {
-        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A full bucket says nothing, and those of objects that are gone fill up.
-        buckets.retain(|_, bucket| now.saturating_duration_since(bucket.since) < REFILL * BURST);
-        let bucket = buckets.entry((uid.to_owned(), reason.to_owned())).or_insert(Bucket {
-            tokens: BURST,
-            since: now,
-        });
-        let refilled = (now.saturating_duration_since(bucket.since).as_secs() / REFILL.as_secs()) as u32;
-        if refilled > 0 {
-            bucket.tokens = bucket.tokens.saturating_add(refilled).min(BURST);
-            bucket.since += REFILL * refilled;
+/// What was said lately, by UID and reason.
+struct Lately<R>(Mutex<HashMap<(String, String), Said<R>>>);
+
+impl<R: Clone> Lately<R> {
+    /// The recorder for an event, `None` when it is held back. `new` makes one that knows of no event.
+    fn admit(&self, uid: &str, reason: &str, note: &str, now: Instant, new: impl Fn() -> R) -> Option<R> {
+        let mut lately = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lately.retain(|_, said| now.saturating_duration_since(said.at) < SERIES);
+        let said = lately
+            .entry((uid.to_owned(), reason.to_owned()))
+            .or_insert_with(|| Said {
+                tokens: BURST,
+                since: now,
+                at: now,
+                note: note.to_owned(),
+                recorder: new(),
+            });
+        let refilled = (now.saturating_duration_since(said.since).as_secs() / REFILL.as_secs()) as u32;
+        said.tokens = said.tokens.saturating_add(refilled).min(BURST);
+        said.since = if said.tokens == BURST {
+            now
+        } else {
+            said.since + REFILL * refilled
+        };
+        said.tokens = said.tokens.checked_sub(1)?;
+        said.at = now;
+        if said.note != note {
+            note.clone_into(&mut said.note);
+            said.recorder = new();
         }
-        if bucket.tokens == 0 {
-            return false;
-        }
-        if bucket.tokens == BURST {
-            bucket.since = now;
-        }
-        bucket.tokens -= 1;
-        true
+        Some(said.recorder.clone())
     }
 }
 
@@ -187,16 +200,7 @@ fn shares(pools: &[PoolStatus]) -> Vec<(String, i32)> {
 pub struct Publisher {
     client: Client,
     reporter: Reporter,
-    throttle: Throttle,
-    told: Mutex<HashMap<(String, String), Told>>,
-}
-
-/// The last event of one reason about one object. A recorder counts what repeats on one event, and tells repeats by the
-/// reason alone: with another note, a recorder that knows of no event yet makes one of its own.
-struct Told {
-    note: String,
-    recorder: Recorder,
-    at: Instant,
+    lately: Lately<Recorder>,
 }
 
 impl Publisher {
@@ -205,26 +209,26 @@ impl Publisher {
         Self {
             client,
             reporter,
-            throttle: Throttle::default(),
-            told: Mutex::default(),
+            lately: Lately(Mutex::default()),
         }
     }
 
-    /// Publishes notices. An event that cannot be written is logged and not tried again: the status says the same.
-    pub async fn publish(&self, object: &HawkeyeDeployment, notices: Vec<Notice>) {
+    /// Publishes notices and says how many were written. An event that cannot be written is logged and not tried again: the
+    /// status says the same.
+    pub async fn publish(&self, object: &HawkeyeDeployment, notices: Vec<Notice>) -> usize {
         let reference = object.object_ref(&());
         let uid = object.metadata.uid.as_deref().unwrap_or_default();
+        let mut written = 0;
         for notice in notices {
-            let now = Instant::now();
-            if !self.throttle.admits(uid, &notice.reason, now) {
-                tracing::debug!(reason = %notice.reason, "an event that repeats is held back");
-                continue;
-            }
             let mut note = shorten(&notice.note);
             while note.len() > NOTE {
                 note.pop();
             }
-            let recorder = self.recorder(uid, &notice.reason, &note, now);
+            let new = || Recorder::new(self.client.clone(), self.reporter.clone());
+            let Some(recorder) = self.lately.admit(uid, &notice.reason, &note, Instant::now(), new) else {
+                tracing::debug!(reason = %notice.reason, "an event that repeats is held back");
+                continue;
+            };
             let event = Event {
                 type_: if notice.warning {
                     EventType::Warning
@@ -236,50 +240,62 @@ impl Publisher {
                 action: "Reconcile".to_owned(),
                 secondary: None,
             };
-            if let Err(error) = recorder.publish(&event, &reference).await {
-                tracing::warn!(error = shorten(&error.to_string()), reason = %event.reason, "an event could not be written");
+            match recorder.publish(&event, &reference).await {
+                Ok(()) => written += 1,
+                Err(error) => {
+                    tracing::warn!(error = shorten(&error.to_string()), reason = %event.reason, "an event could not be written");
+                }
             }
         }
-    }
-
-    fn recorder(&self, uid: &str, reason: &str, note: &str, now: Instant) -> Recorder {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.retain(|_, told| now.saturating_duration_since(told.at) < SERIES);
-        let key = (uid.to_owned(), reason.to_owned());
-        let recorder = match told.remove(&key) {
-            Some(before) if before.note == note => before.recorder,
-            _ => Recorder::new(self.client.clone(), self.reporter.clone()),
-        };
-        told.insert(
-            key,
-            Told {
-                note: note.to_owned(),
-                recorder: recorder.clone(),
-                at: now,
-            },
-        );
-        recorder
+        written
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
     fn events_that_repeat_are_held_back_for_each_reason_alone() {
-        let (throttle, start) = (Throttle::default(), Instant::now());
-        let admitted = |reason: &str, at: Duration| throttle.admits("uid", reason, start + at);
+        let (lately, start) = (Lately(Mutex::default()), Instant::now());
+        let admitted =
+            |uid: &str, reason: &str, at: Duration| lately.admit(uid, reason, "note", start + at, || ()).is_some();
         let second = Duration::from_secs(1);
-        let first = (0..60).filter(|n| admitted("Unavailable", second * *n)).count();
+        let first = (0..60).filter(|n| admitted("uid", "Unavailable", second * *n)).count();
         assert_eq!(first, BURST as usize);
-        assert!(admitted("Available", second * 60));
-        assert!(throttle.admits("other", "Unavailable", start + second * 60));
+        assert!(admitted("uid", "Available", second * 60));
+        assert!(admitted("other", "Unavailable", second * 60));
         // One for each time that passes, and never more than at first.
-        assert!(admitted("Unavailable", REFILL));
-        assert!(!admitted("Unavailable", REFILL + second));
+        assert!(admitted("uid", "Unavailable", REFILL));
+        assert!(!admitted("uid", "Unavailable", REFILL + second));
         let later = REFILL * 100;
-        let again = (0..60).filter(|n| admitted("Unavailable", later + second * *n)).count();
+        let again = (0..60)
+            .filter(|n| admitted("uid", "Unavailable", later + second * *n))
+            .count();
         assert_eq!(again, BURST as usize);
+    }
+
+    #[test]
+    fn the_same_note_goes_to_the_recorder_that_knows_it() {
+        let (lately, start, made) = (Lately(Mutex::default()), Instant::now(), Cell::new(0));
+        let recorder = |note: &str, at: Duration| {
+            let new = || {
+                made.set(made.get() + 1);
+                made.get()
+            };
+            lately.admit("uid", "Scaled", note, start + at, new)
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(recorder("1 to 2", Duration::ZERO), Some(1));
+        assert_eq!(recorder("1 to 2", second), Some(1), "it counts the repeat");
+        assert_eq!(recorder("2 to 3", second * 2), Some(2), "another text is another event");
+        assert_eq!(
+            recorder("2 to 3", SERIES * 2),
+            Some(3),
+            "the recorder has forgotten it, too"
+        );
+        assert_eq!(lately.0.lock().unwrap().len(), 1);
     }
 }

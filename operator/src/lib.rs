@@ -16,3 +16,4 @@ pub mod metrics;
 pub mod registry;
 pub mod rules;
 pub mod telemetry;
+pub mod texts;

@@ -9,7 +9,10 @@ mod common;
 use common::{http_model, images, index, model, node, plan, spec};
 use hawkeye_crds::v1alpha1::{ModelClaim, ModelSource};
 use hawkeye_operator::controller::{
-    build::{self, Objects, Owner, model::mounted},
+    build::{
+        self, Objects, Owner,
+        model::{digest_of, mounted_image},
+    },
     plan::Plan,
 };
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::PodSpec};
@@ -346,9 +349,10 @@ fn pods_mount_the_digest_behind_the_tag_and_it_is_found_again() {
         (deployment, image.reference.unwrap())
     };
     let digest = format!("sha256:{}", "a".repeat(64));
+    let mounted = |deployment, name| Some(digest_of(mounted_image(deployment)?, name)?.to_owned());
     let (deployment, reference) = volume(Some(digest.as_str()));
     assert_eq!(reference, format!("example.com/bundle:test@{digest}"));
-    assert_eq!(mounted(&deployment, "example.com/bundle:test"), Some(digest.as_str()));
+    assert_eq!(mounted(&deployment, "example.com/bundle:test"), Some(digest.clone()));
     for other in [
         "example.com/bundle:next",
         "example.com/bundle",

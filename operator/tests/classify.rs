@@ -310,6 +310,7 @@ proptest! {
         labels in prop::collection::btree_map(".{0,20}", ".{0,20}", 0..6),
         allocatable in prop::collection::btree_map(".{0,20}", any::<u64>(), 0..4),
     ) {
+        let labels = labels.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
         let _class = class_name(&NodeFacts { labels, allocatable, ..NodeFacts::default() });
     }
 }

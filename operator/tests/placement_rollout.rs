@@ -17,6 +17,7 @@ use hawkeye_operator::{
             Plan,
             handover::{PoolPods, Rollout},
         },
+        pool::PoolDeployment,
         strategy,
         waiting::waiting,
     },
@@ -261,7 +262,7 @@ fn unschedulable() -> Arc<Pod> {
 fn seen(pods: &[Arc<Pod>], status: Option<Value>) -> PoolPods {
     let deployment = status.map(|status| {
         let built = built("{}", &gpus(1)).deployments[0].clone();
-        Arc::new(with_status(built, status))
+        Arc::new(PoolDeployment::try_from(with_status(built, status)).unwrap())
     });
     let mut all = waiting(pods, |namespace, name| {
         assert_eq!((namespace, name), ("screens", "demo-cuda-amd64"));

@@ -68,6 +68,13 @@ impl Folder {
         self.run_with(arguments, "")
     }
 
+    /// The plan of [`cluster`] as JSON, in which there are these pods.
+    fn plan_with_pods(&self, pods: &Value) -> Run {
+        fs::write(self.path("pods.json"), pods.to_string()).unwrap();
+        let arguments = "plan -f parser.yaml --nodes nodes.json --pods pods.json -o json";
+        self.run(&arguments.split(' ').collect::<Vec<_>>())
+    }
+
     fn run_with(&self, arguments: &[&str], stdin: &str) -> Run {
         let mut child = Command::new(env!("CARGO_BIN_EXE_kubectl-hawkeye"))
             .args(arguments)
@@ -186,18 +193,7 @@ fn what_others_hold_is_not_free() {
         "spec": {"nodeName": "dgx-spark", "containers": [{"resources": {"requests": {"nvidia.com/gpu": "1"}}}]},
         "status": {"phase": "Running"},
     });
-    fs::write(folder.path("pods.json"), pod.to_string()).unwrap();
-    let run = folder.run(&[
-        "plan",
-        "-f",
-        "parser.yaml",
-        "--nodes",
-        "nodes.json",
-        "--pods",
-        "pods.json",
-        "-o",
-        "json",
-    ]);
+    let run = folder.plan_with_pods(&pod);
     let report: Value = serde_json::from_str(&run.out).unwrap();
     let spark = &report["classes"][0];
     assert_eq!(
@@ -403,20 +399,7 @@ fn a_node_or_pod_that_is_given_twice_is_an_error() {
         "spec": {"nodeName": "x86-rtx", "containers": [{"name": "c", "resources": {"requests": {"nvidia.com/gpu": "1"}}}]},
         "status": {"phase": "Running"},
     });
-    fs::write(
-        folder.path("pods.json"),
-        json!({"apiVersion": "v1", "kind": "List", "items": [pod, pod]}).to_string(),
-    )
-    .unwrap();
-    let twice = folder.run(&[
-        "plan",
-        "-f",
-        "parser.yaml",
-        "--nodes",
-        "nodes.json",
-        "--pods",
-        "pods.json",
-    ]);
+    let twice = folder.plan_with_pods(&json!({"apiVersion": "v1", "kind": "List", "items": [pod, pod]}));
     assert!(twice.err.contains("Pod a/p is given twice"), "{}", twice.err);
 }
 

@@ -119,7 +119,7 @@ fn pods_fit_where_the_class_is() {
                 continue;
             }
             // The operating system is part of every pool's node selector, not of the class.
-            let linux = node.labels["kubernetes.io/os"] == "linux";
+            let linux = node.label("kubernetes.io/os") == Some("linux");
             let fits = linux && pods_fit(&class.spec, &node);
             assert_eq!(fits, expected == Ok(class_name.as_str()), "{class_name} on {name}");
         }
@@ -473,7 +473,7 @@ proptest! {
                 mixed.labels.insert(key.clone(), value.clone());
             }
         }
-        mixed.labels.extend(noise);
+        mixed.labels.extend(noise.into_iter().map(|(key, value)| (key.into(), value.into())));
         if let Some(units) = units {
             mixed = offering(mixed, "nvidia.com/gpu", units);
         }
@@ -483,7 +483,7 @@ proptest! {
         prop_assert_eq!(report.class.is_ok(), !report.why.is_empty());
         prop_assert!(report.rejected.iter().all(|one| !one.message.is_empty()));
         // What shows a GPU is never a CPU node.
-        if mixed.allocatable.contains_key("nvidia.com/gpu") && mixed.labels.get("nvidia.com/gpu.present").is_none_or(|is| is != "false") {
+        if mixed.allocatable.contains_key("nvidia.com/gpu") && mixed.label("nvidia.com/gpu.present") != Some("false") {
             let cpu = report.class.as_deref().is_ok_and(|class| ["graviton", "cpu-arm64", "cpu-amd64"].contains(&class));
             prop_assert!(!cpu, "{:?}", mixed);
         }

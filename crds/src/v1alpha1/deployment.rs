@@ -103,7 +103,7 @@ pub struct HawkeyeDeploymentSpec {
 
     /// PriorityClass of every pod. Left out: the cluster's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = rules::NAME))]
     pub priority_class_name: Option<String>,
 
     /// Labels and annotations for every pod. A change replaces the pods.

@@ -80,7 +80,7 @@ pub struct HardwareClassSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 253),
-        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        regex(pattern = rules::NAME)
     )]
     pub runtime_class_name: Option<String>,
 
@@ -225,12 +225,12 @@ pub struct NodeSelectorTerm {
 
 /// One expression over a node's labels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("self.operator in ['In', 'NotIn'] == (has(self.values) && self.values.size() > 0)").message("values must be given for operators In and NotIn, and only for them").field_path(".values"))]
+#[x_kube(validation = rules::values())]
 pub struct NodeSelectorRequirement {
     /// Label key, e.g. nvidia.com/gpu.product.
     #[schemars(
         length(min = 1, max = 317),
-        regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+        regex(pattern = rules::LABEL_KEY)
     )]
     pub key: String,
     /// In, NotIn (also holds without the label), Exists or DoesNotExist.
@@ -239,7 +239,7 @@ pub struct NodeSelectorRequirement {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 1024),
-        inner(length(max = 63), regex(pattern = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"))
+        inner(length(max = 63), regex(pattern = rules::LABEL_VALUE))
     )]
     pub values: Vec<String>,
 }
@@ -275,7 +275,7 @@ pub struct Toleration {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 317),
-        regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+        regex(pattern = rules::LABEL_KEY)
     )]
     pub key: Option<String>,
     /// Equal (the default) or Exists.
@@ -283,7 +283,7 @@ pub struct Toleration {
     pub operator: Option<TolerationOperator>,
     /// Taint value for operator Equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63), regex(pattern = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"))]
+    #[schemars(length(max = 63), regex(pattern = rules::LABEL_VALUE))]
     pub value: Option<String>,
     /// Taint effect; left out: every effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -81,7 +81,7 @@ pub struct ModelClaim {
     /// Name of the claim. With pods on more than one node its access mode must allow that.
     #[schemars(
         length(min = 1, max = 253),
-        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        regex(pattern = rules::NAME)
     )]
     pub claim_name: String,
 }

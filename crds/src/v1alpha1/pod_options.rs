@@ -8,14 +8,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::SelectorOperator;
+use super::{SelectorOperator, rules};
 
 /// A secret that images are pulled with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PullSecret {
     /// Name of a secret of type kubernetes.io/dockerconfigjson in the same namespace.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = rules::NAME))]
     pub name: String,
 }
 
@@ -26,16 +26,16 @@ pub struct PodMetadata {
     /// Labels, for instance a cost centre or a queue. The operator's own, by which it finds its pods, cannot be set.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32, "additionalProperties" = json!({
-        "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
+        "type": "string", "maxLength": 63, "pattern": rules::LABEL_VALUE,
     })))]
-    #[x_kube(validation = Rule::new("self.all(key, key.size() <= 317 && key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))").message("labels must have keys as Kubernetes has them: up to 63 letters, digits, '-', '_' and '.', if wanted after a domain and '/'"))]
+    #[x_kube(validation = rules::keys("labels"))]
     #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('app.kubernetes.io/') && !key.startsWith('hawkeye.bytebot.ai/') && key != 'pod-template-hash')").message("labels must not set app.kubernetes.io/*, hawkeye.bytebot.ai/* or pod-template-hash: pods are found by them"))]
     pub labels: BTreeMap<String, String>,
 
     /// Annotations, for instance for a service mesh or a log collector.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 32, "additionalProperties" = json!({"type": "string", "maxLength": 4096})))]
-    #[x_kube(validation = Rule::new("self.all(key, key.size() <= 317 && key.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))").message("annotations must have keys as Kubernetes has them: up to 63 letters, digits, '-', '_' and '.', if wanted after a domain and '/'"))]
+    #[x_kube(validation = rules::keys("annotations"))]
     #[x_kube(validation = Rule::new("self.all(key, !key.startsWith('hawkeye.bytebot.ai/'))").message("annotations must not set hawkeye.bytebot.ai/*: these are the operator's"))]
     pub annotations: BTreeMap<String, String>,
 }
@@ -155,7 +155,7 @@ pub struct LabelSelector {
     /// Labels with their values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = json!({
-        "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
+        "type": "string", "maxLength": 63, "pattern": rules::LABEL_VALUE,
     })))]
     pub match_labels: BTreeMap<String, String>,
     /// Expressions over labels.
@@ -166,13 +166,13 @@ pub struct LabelSelector {
 
 /// One expression over labels.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
-#[x_kube(validation = Rule::new("self.operator in ['In', 'NotIn'] == (has(self.values) && self.values.size() > 0)").message("values must be given for operators In and NotIn, and only for them").field_path(".values"))]
+#[x_kube(validation = rules::values())]
 #[serde(deny_unknown_fields)]
 pub struct LabelExpression {
     /// Label key, e.g. kubernetes.io/metadata.name.
     #[schemars(
         length(min = 1, max = 317),
-        regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")
+        regex(pattern = rules::LABEL_KEY)
     )]
     pub key: String,
     /// In, NotIn (also holds without the label), Exists or DoesNotExist.
@@ -181,7 +181,7 @@ pub struct LabelExpression {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 32),
-        inner(length(max = 63), regex(pattern = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"))
+        inner(length(max = 63), regex(pattern = rules::LABEL_VALUE))
     )]
     pub values: Vec<String>,
 }

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hawkeye_crds::v1alpha1::ModelSource;
 
-use crate::args::{IMAGE_CPU, IMAGE_CUDA};
-
 /// What the screen parser runs on, and why
 #[derive(Debug, Parser)]
 #[command(
@@ -126,16 +124,6 @@ pub struct PlanArgs {
     /// How to reach the cluster
     #[command(flatten)]
     pub cluster: ClusterArgs,
-}
-
-impl PlanArgs {
-    /// The images of pods: those given, else those of a release.
-    pub fn images(&self) -> (String, String) {
-        (
-            self.image_cpu.clone().unwrap_or_else(|| IMAGE_CPU.to_owned()),
-            self.image_cuda.clone().unwrap_or_else(|| IMAGE_CUDA.to_owned()),
-        )
-    }
 }
 
 /// `status`.

@@ -1,6 +1,10 @@
 //! What the cluster of a kubeconfig holds.
 
-use std::{fmt::Debug, sync::Arc, time::Duration};
+use std::{
+    fmt::{self, Debug},
+    sync::Arc,
+    time::Duration,
+};
 
 use hawkeye_crds::v1alpha1::{HardwareClass, HawkeyeDeployment};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -28,6 +32,26 @@ pub struct Cluster {
     client: Client,
     /// The context's namespace.
     pub namespace: String,
+}
+
+/// A stored object that does not decode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Undecodable {
+    /// Its namespace, if its kind has one.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub error: String,
+}
+
+impl fmt::Display for Undecodable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(namespace) = &self.namespace {
+            write!(f, "{namespace}/")?;
+        }
+        write!(f, "{}: {}", self.name, self.error)
+    }
 }
 
 /// How the operator of the cluster was set up, as far as plans depend on it.
@@ -106,21 +130,24 @@ impl Cluster {
         .await
     }
 
-    /// Every HardwareClass that decodes, and the names of those that do not.
+    /// Every HardwareClass that decodes, and those that do not.
     ///
     /// # Errors
     /// When the API server does not say.
-    pub async fn classes(&self) -> Result<(Vec<HardwareClass>, Vec<String>), Error> {
+    pub async fn classes(&self) -> Result<(Vec<HardwareClass>, Vec<Undecodable>), Error> {
         let api: Api<DeserializeGuard<HardwareClass>> = Api::all(self.client.clone());
         let guarded = list(&api, "HardwareClasses", &ListParams::default(), |_| true).await?;
         Ok(split(guarded))
     }
 
-    /// The HawkeyeDeployments of a namespace, or of all, that decode, and the names of those that do not.
+    /// The HawkeyeDeployments of a namespace, or of all, that decode, and those that do not.
     ///
     /// # Errors
     /// When the API server does not say.
-    pub async fn deployments(&self, namespace: Option<&str>) -> Result<(Vec<HawkeyeDeployment>, Vec<String>), Error> {
+    pub async fn deployments(
+        &self,
+        namespace: Option<&str>,
+    ) -> Result<(Vec<HawkeyeDeployment>, Vec<Undecodable>), Error> {
         let api: Api<DeserializeGuard<HawkeyeDeployment>> = match namespace {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),
@@ -193,20 +220,17 @@ fn hint(error: &kube::Error) -> &'static str {
     }
 }
 
-fn split<K>(guarded: Vec<DeserializeGuard<K>>) -> (Vec<K>, Vec<String>) {
+fn split<K>(guarded: Vec<DeserializeGuard<K>>) -> (Vec<K>, Vec<Undecodable>) {
     let mut good = Vec::new();
     let mut bad = Vec::new();
     for one in guarded {
         match one.0 {
             Ok(object) => good.push(object),
-            Err(error) => {
-                let name = error.metadata.name.unwrap_or_default();
-                let place = error
-                    .metadata
-                    .namespace
-                    .map_or(String::new(), |namespace| format!("{namespace}/"));
-                bad.push(format!("{place}{name}: {}", error.error));
-            }
+            Err(invalid) => bad.push(Undecodable {
+                namespace: invalid.metadata.namespace,
+                name: invalid.metadata.name.unwrap_or_default(),
+                error: invalid.error,
+            }),
         }
     }
     (good, bad)

@@ -85,16 +85,18 @@ pub async fn status(args: &StatusArgs) -> Result<StatusReport, Error> {
     let cluster = Cluster::of(&args.cluster).await?;
     let own = args.namespace.as_ref().unwrap_or(&cluster.namespace);
     let namespace = (!args.all_namespaces).then_some(own.as_str());
-    let (mut objects, bad) = cluster.deployments(namespace).await?;
+    let (mut objects, mut bad) = cluster.deployments(namespace).await?;
     if !args.names.is_empty() {
+        objects.retain(|object| args.names.contains(&object.name_any()));
+        bad.retain(|object| args.names.contains(&object.name));
         for name in &args.names {
-            if !objects.iter().any(|object| object.name_any() == *name) {
+            let is_good = objects.iter().any(|object| object.name_any() == *name);
+            if !is_good && !bad.iter().any(|object| object.name == *name) {
                 return Err(Error::Usage(format!(
                     "there is no HawkeyeDeployment {name} in namespace {own}; kubectl hawkeye status -A lists all"
                 )));
             }
         }
-        objects.retain(|object| args.names.contains(&object.name_any()));
     }
     let selector = format!("app.kubernetes.io/managed-by={MANAGER}");
     let pods = cluster.own_pods(namespace, &selector).await?;

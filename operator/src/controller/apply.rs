@@ -92,12 +92,18 @@ pub async fn apply(
         .is_empty();
     // Before the pods that it is to protect.
     let policies = objects.network_policy.as_slice();
-    writer.kind(policies, &observed.network_policies, &mut applied).await?;
+    let ours = writer.kind(policies, &observed.network_policies, &mut applied).await?;
+    let protected = ours.len() == policies.len();
     let budgets = objects.disruption_budget.as_slice();
     writer.kind(budgets, &observed.disruption_budgets, &mut applied).await?;
-    let deployments = writer
-        .kind(&objects.deployments, &observed.deployments, &mut applied)
-        .await?;
+    let deployments = if protected {
+        writer
+            .kind(&objects.deployments, &observed.deployments, &mut applied)
+            .await?
+    } else {
+        // Without the policy that was asked for no pod is started or changed.
+        observed.deployments.clone()
+    };
     applied.deployments = deployments
         .into_iter()
         .map(|deployment| {

@@ -10,6 +10,7 @@ pub mod nodes;
 pub mod observe;
 pub mod plan;
 pub mod planner;
+pub mod pool;
 pub mod reconcile;
 pub mod run;
 pub mod scope;

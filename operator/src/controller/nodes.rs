@@ -10,7 +10,7 @@ use kube::runtime::watcher::Event;
 use tokio::sync::watch;
 
 use super::observe::Node;
-use crate::hardware::NodeFacts;
+use crate::{hardware::NodeFacts, texts::Texts};
 
 type ByName = BTreeMap<String, Arc<NodeFacts>>;
 
@@ -26,6 +26,8 @@ struct State {
     facts: ByName,
     /// What a list that is under way has brought so far.
     listed: Option<ByName>,
+    /// Keys and values of their labels.
+    texts: Texts,
 }
 
 impl Default for Nodes {
@@ -93,8 +95,8 @@ impl Nodes {
 
 impl State {
     /// The facts of a node, and whether they differ from what is known: what is the same keeps its place in memory.
-    fn facts_of(&self, node: &Node) -> (Arc<NodeFacts>, bool) {
-        let facts = node.facts();
+    fn facts_of(&mut self, node: &Node) -> (Arc<NodeFacts>, bool) {
+        let facts = node.facts_with(&mut self.texts);
         match self.facts.get(&facts.name) {
             Some(known) if **known == facts => (Arc::clone(known), false),
             _ => (Arc::new(facts), true),
@@ -175,6 +177,15 @@ mod tests {
             Arc::ptr_eq(&before[1], &nodes.facts()[0]),
             "what is the same is kept once"
         );
+    }
+
+    #[test]
+    fn nodes_share_their_labels() {
+        let nodes = listed(&["a", "b"]);
+        let facts = nodes.facts();
+        let first = |at: usize| facts[at].labels.first_key_value().unwrap();
+        let (one, two) = (first(0), first(1));
+        assert!(Arc::ptr_eq(one.0, two.0) && Arc::ptr_eq(one.1, two.1));
     }
 
     #[tokio::test]

@@ -7,8 +7,8 @@ use std::{
 
 use hawkeye_crds::v1alpha1::{HardwareClass, HawkeyeDeployment, Quantity, TaintEffect};
 use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    api::{core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
 use kube::{
     Resource,
@@ -22,8 +22,12 @@ use super::{
     build::{CLASS_LABEL, CONTAINER, DEVICE_ENV, INSTANCE_LABEL, MANAGER, Owner},
     device::Asked,
     nodes::Nodes,
+    pool::PoolDeployment,
 };
-use crate::hardware::{ClassIndex, NodeFacts, Taint};
+use crate::{
+    hardware::{ClassIndex, NodeFacts, Taint},
+    texts::Texts,
+};
 
 /// A HawkeyeDeployment, or why the stored object does not decode.
 pub type GuardedDeployment = DeserializeGuard<HawkeyeDeployment>;
@@ -42,7 +46,7 @@ pub struct World {
     /// Pods of ours, and pods that hold an extended resource.
     pub pods: Store<Pod>,
     /// Deployments that carry our label.
-    pub deployments: Store<Deployment>,
+    pub deployments: Store<PoolDeployment>,
     /// Services that carry our label.
     pub services: Store<Service>,
     /// PodDisruptionBudgets that carry our label.
@@ -68,13 +72,20 @@ impl World {
     }
 
     /// What exists of an owner's objects.
-    pub fn observed(&self, owner: &Owner<'_>) -> Observed {
-        Observed {
-            deployments: owned(&self.deployments, owner),
+    ///
+    /// # Errors
+    /// When a Deployment cannot be put together again.
+    pub fn observed(&self, owner: &Owner<'_>) -> Result<Observed, serde_json::Error> {
+        let deployments = owned(&self.deployments, owner);
+        Ok(Observed {
+            deployments: deployments
+                .iter()
+                .map(PoolDeployment::whole)
+                .collect::<Result<_, _>>()?,
             services: owned(&self.services, owner),
             disruption_budgets: owned(&self.disruption_budgets, owner),
             network_policies: owned(&self.network_policies, owner),
-        }
+        })
     }
 
     /// UIDs of every object that we made and that still exists.
@@ -123,6 +134,7 @@ where
 #[resource(inherit = "k8s_openapi::api::core::v1::Node")]
 pub struct Node {
     /// Name and labels.
+    #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
     /// Taints, and whether it is cordoned.
     #[serde(default)]
@@ -194,9 +206,17 @@ pub struct RawCondition {
 impl Node {
     /// The facts that placement uses.
     pub fn facts(&self) -> NodeFacts {
+        self.facts_with(&mut Texts::default())
+    }
+
+    /// The same, with labels that other nodes may have in common.
+    pub fn facts_with(&self, texts: &mut Texts) -> NodeFacts {
+        let labels = self.metadata.labels.iter().flatten();
         NodeFacts {
             name: self.metadata.name.clone().unwrap_or_default(),
-            labels: self.metadata.labels.clone().unwrap_or_default(),
+            labels: labels
+                .map(|(key, value)| (texts.share(key), texts.share(value)))
+                .collect(),
             allocatable: self
                 .status
                 .allocatable
@@ -233,6 +253,7 @@ impl Node {
 #[resource(inherit = "k8s_openapi::api::core::v1::Pod")]
 pub struct Pod {
     /// Name, labels and owners.
+    #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
     /// Its node and what it asks for.
     #[serde(default)]
@@ -450,6 +471,36 @@ impl Pod {
             .map(String::as_str)
             .filter(|name| is_extended(name))
     }
+}
+
+/// Reads the metadata in use. Managed fields are often larger than the rest of an object, and a page of a list is decoded
+/// whole before any of it could be taken away.
+fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct InUse {
+        name: Option<String>,
+        namespace: Option<String>,
+        uid: Option<String>,
+        // The watch goes on from it.
+        resource_version: Option<String>,
+        creation_timestamp: Option<Time>,
+        deletion_timestamp: Option<Time>,
+        labels: Option<BTreeMap<String, String>>,
+        owner_references: Option<Vec<OwnerReference>>,
+    }
+    let read = InUse::deserialize(deserializer)?;
+    Ok(ObjectMeta {
+        name: read.name,
+        namespace: read.namespace,
+        uid: read.uid,
+        resource_version: read.resource_version,
+        creation_timestamp: read.creation_timestamp,
+        deletion_timestamp: read.deletion_timestamp,
+        labels: read.labels,
+        owner_references: read.owner_references,
+        ..ObjectMeta::default()
+    })
 }
 
 /// Reads an environment, keeping only what says what to compute on: there are many pods.

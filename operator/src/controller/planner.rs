@@ -10,7 +10,6 @@ use std::{
 use futures::channel::mpsc::UnboundedSender;
 use hawkeye_crds::v1alpha1::HawkeyeDeployment;
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     ResourceExt,
     runtime::reflector::{ObjectRef, store::WriterDropped},
@@ -25,6 +24,7 @@ use super::{
     images::{Checker, Pending, barred},
     observe::{GuardedDeployment, Pod, World, held, hosted, taken},
     plan::{Plan, Request, handover::HandOver, plan_all},
+    pool::PoolDeployment,
     waiting::waiting,
 };
 use crate::{
@@ -93,7 +93,7 @@ fn hand_overs(object: &HawkeyeDeployment, before: Option<&Plan>) -> BTreeMap<Str
     }
 }
 
-fn deployment_ref(namespace: &str, name: &str) -> ObjectRef<Deployment> {
+fn deployment_ref(namespace: &str, name: &str) -> ObjectRef<PoolDeployment> {
     ObjectRef::new(name).within(namespace)
 }
 

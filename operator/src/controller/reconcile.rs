@@ -151,7 +151,7 @@ async fn steps(object: &HawkeyeDeployment, uid: &str, context: &Context) -> Resu
     let applied = match model.filter(|_| plan.refused.is_none()) {
         Some(model) => {
             let mut objects = build(&owner, &plan, &context.images, model, context.namespace.as_deref());
-            let observed = context.world.observed(&owner);
+            let observed = context.world.observed(&owner)?;
             strategy::keep(&mut objects, &observed.deployments)?;
             let applied = apply(&context.client, &context.memory, &owner, &objects, &observed);
             Some(applied.instrument(debug_span!("apply")).await?)
@@ -226,8 +226,7 @@ async fn report_status(
     )
     .await?;
     let notices = events::notices(object.status.as_ref(), &new);
-    context.metrics.noticed(notices.len());
-    context.events.publish(object, notices).await;
+    context.metrics.noticed(context.events.publish(object, notices).await);
     Ok(())
 }
 

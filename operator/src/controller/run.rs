@@ -9,9 +9,7 @@ use futures::{
     future::{self, BoxFuture, FutureExt},
     stream::{self, BoxStream},
 };
-use k8s_openapi::api::{
-    apps::v1::Deployment, core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget,
-};
+use k8s_openapi::api::{core::v1::Service, networking::v1::NetworkPolicy, policy::v1::PodDisruptionBudget};
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::DeserializeGuard,
@@ -39,8 +37,9 @@ use super::{
     nodes::Nodes,
     observe::{GuardedClass, GuardedDeployment, Node, Pod, World},
     planner::{Planner, Plans},
+    pool::PoolDeployment,
     reconcile::{error_policy, reconcile},
-    scope::{Events, Scope, source},
+    scope::{Events, Scope, paged, source},
     status::shorten,
     verify::{self, Devices, Verifier},
 };
@@ -306,7 +305,7 @@ fn deployment_stream(
     metrics: Metrics,
 ) -> impl Stream<Item = Result<GuardedDeployment, watcher::Error>> + Send + 'static {
     scope
-        .events::<GuardedDeployment>(client, &watcher::Config::default().any_semantic(), identity)
+        .events::<GuardedDeployment>(client, &paged(), identity)
         .reflect(writer)
         .inspect_ok(move |_| dirty.notify_one())
         .inspect_err(move |error| failed(error, &metrics))
@@ -350,8 +349,8 @@ fn watches(
     metrics: &Metrics,
 ) -> (World, BoxFuture<'static, ()>) {
     let dirty = &changed.dirty;
-    let any = watcher::Config::default().any_semantic();
-    let ours = any.clone().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
+    let any = paged();
+    let ours = paged().labels(&format!("app.kubernetes.io/managed-by={MANAGER}"));
     let (classes, class_writer) = reflector::store();
     let nodes = Nodes::default();
     let (pods, pod_writer) = reflector::store();
@@ -381,7 +380,7 @@ fn watches(
         }
     };
     // Hand-over waits for the end of rollouts.
-    let on_deployment = marks(dirty, sends(triggers, owner_of::<Deployment>));
+    let on_deployment = marks(dirty, sends(triggers, owner_of::<PoolDeployment>));
     let on_service = sends(triggers, owner_of::<Service>);
     let on_budget = sends(triggers, owner_of::<PodDisruptionBudget>);
     let on_policy = sends(triggers, owner_of::<NetworkPolicy>);
@@ -457,7 +456,6 @@ fn keep_nodes(
 ) -> BoxFuture<'static, ()> {
     let (dirty, metrics) = (Arc::clone(dirty), metrics.clone());
     events
-        .default_backoff()
         .for_each(move |event| {
             match event {
                 Ok(event) => {

@@ -22,6 +22,15 @@ use super::observe::strip;
 /// What a watch yields.
 pub type Events<K> = watcher::Result<Event<K>>;
 
+/// Objects that one answer to a list has at most.
+const PAGE: u32 = 250;
+
+/// How every kind is read: lists in pages. A list that may be of any age, which costs the API server less, comes whole
+/// whatever the page size says, and thousands of nodes or pods at once are more memory than everything that is kept of them.
+pub fn paged() -> watcher::Config {
+    watcher::Config::default().page_size(PAGE)
+}
+
 /// The namespaces that are looked after.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Scope {

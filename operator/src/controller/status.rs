@@ -12,7 +12,7 @@ use k8s_openapi::api::{
 
 use super::{
     apply::{Applied, title},
-    build::{self, Owner, pool_name, service::endpoint},
+    build::{self, Owner, model::mounted_image, pool_name, service::endpoint},
     device::{self, Tally, Verdict},
     images::condition::{condition as image_condition, failure as image_failure},
     observe::{ContainerStatus, Pod},
@@ -177,7 +177,7 @@ fn running(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, pods: &[&Arc<P
         );
     }
     let deployment = applied.deployments.get(&pool.class);
-    if facts.image_volume && deployment.is_some_and(|deployment| !has_image_volume(deployment)) {
+    if facts.image_volume && deployment.is_some_and(|deployment| mounted_image(deployment).is_none()) {
         return (
             Reason::ModelVolumeUnsupported,
             "The cluster dropped the model's volume: it has no image volumes (Kubernetes 1.35 or later has them). Use \
@@ -222,12 +222,6 @@ fn running(facts: &Facts<'_>, applied: &Applied, pool: &PoolPlan, pods: &[&Arc<P
         reason,
         format!("{ready} of {planned} pods are ready; the others start{}.", stages(pods)),
     )
-}
-
-fn has_image_volume(deployment: &Deployment) -> bool {
-    let pod = deployment.spec.template.spec.as_ref();
-    pod.and_then(|pod| pod.volumes.as_ref())
-        .is_some_and(|volumes| volumes.iter().any(|volume| volume.image.is_some()))
 }
 
 fn refused_pods(deployment: &Deployment) -> Option<String> {

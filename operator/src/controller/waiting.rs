@@ -6,12 +6,12 @@ use std::{
 };
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::apps::v1::Deployment;
 
 use super::{
     build::pool_name,
     observe::Pod,
     plan::handover::{PoolPods, Rollout},
+    pool::PoolDeployment,
 };
 
 /// A pod that was told to end is gone this long after its time at the latest, unless its node is lost. Then its place is
@@ -22,7 +22,7 @@ const SLACK: SignedDuration = SignedDuration::from_secs(30);
 /// Deployment of a pool by namespace and name.
 pub fn waiting<'a>(
     pods: impl IntoIterator<Item = &'a Arc<Pod>>,
-    deployment: impl Fn(&str, &str) -> Option<Arc<Deployment>>,
+    deployment: impl Fn(&str, &str) -> Option<Arc<PoolDeployment>>,
 ) -> HashMap<(String, String), BTreeMap<String, PoolPods>> {
     let mut all: HashMap<(String, String), BTreeMap<String, PoolPods>> = HashMap::new();
     for pod in pods {
@@ -78,7 +78,7 @@ fn lacks_claim(message: &str) -> bool {
 }
 
 /// A rollout ends when no pod of an older template is left, or when its Deployment's controller gives it up.
-fn rollout(deployment: &Deployment) -> Rollout {
+fn rollout(deployment: &PoolDeployment) -> Rollout {
     let Some(status) = deployment
         .status
         .as_ref()

@@ -13,7 +13,7 @@ use hawkeye_crds::v1alpha1::{
 };
 use jiff::Timestamp;
 
-use super::{Kept, NodeFacts, inventory, labels};
+use super::{Kept, Labels, NodeFacts, inventory, labels};
 
 /// Labels that show an NVIDIA GPU when they have this value (`None`: any). The CPU classes keep off the same labels; a
 /// test holds the two together. `nvidia.com/gpu.present` is set to `false` when the GPU is gone, so its value counts.
@@ -345,11 +345,11 @@ pub fn class_of(classes: &[ClassNodes], node: &NodeFacts) -> Result<usize, (Reas
     if let Some(position) = classes.iter().position(|class| admits(&class.spec, node)) {
         return Ok(position);
     }
-    let linux = node.labels.get(labels::OS).is_some_and(|os| os == "linux");
+    let linux = node.label(labels::OS) == Some("linux");
     if let Some(evidence) = gpu_evidence(node).filter(|_| linux) {
         return Err((Reason::UnsupportedGpuResource, unsupported(node, &evidence)));
     }
-    let label = |key: &str| node.labels.get(key).map_or("unknown", String::as_str);
+    let label = |key: &str| node.label(key).unwrap_or("unknown");
     Err((
         Reason::NoClassMatches,
         format!(
@@ -397,9 +397,8 @@ fn unsupported(node: &NodeFacts, evidence: &str) -> String {
 /// True when the class takes the node: operating system, architecture, one of the terms, and the resource allocatable. A
 /// class for CPUs never takes a node that shows a GPU, unless the class names a resource of its own.
 pub fn admits(class: &HardwareClassSpec, node: &NodeFacts) -> bool {
-    let label = |key: &str| node.labels.get(key).map(String::as_str);
-    label(labels::OS) == Some("linux")
-        && label(labels::ARCH) == Some(class.arch.as_str())
+    node.label(labels::OS) == Some("linux")
+        && node.label(labels::ARCH) == Some(class.arch.as_str())
         && class
             .node_selector_terms
             .iter()
@@ -420,26 +419,20 @@ pub fn gpu_evidence(node: &NodeFacts) -> Option<String> {
     };
     let by_label = || {
         GPU_LABELS.iter().find_map(|(key, wanted)| {
-            let value = node.labels.get(*key)?;
+            let value = node.label(key)?;
             wanted
                 .is_none_or(|wanted| wanted == value)
                 .then(|| format!("label {key}={value}"))
         })
     };
     let by_instance_type = || {
-        let value = node.labels.get(labels::INSTANCE_TYPE)?;
-        let arm = node
-            .labels
-            .get(labels::ARCH)
-            .is_some_and(|arch| arch == Arch::Arm64.as_str());
+        let value = node.label(labels::INSTANCE_TYPE)?;
+        let arm = node.label(labels::ARCH) == Some(Arch::Arm64.as_str());
         (arm && value.starts_with(GPU_INSTANCE_FAMILY)).then(|| format!("instance type {value}"))
     };
     // A resource that fell to 0 still shows a GPU (broken plugin, DRA), unless its publisher says that it is gone.
     let zero = || {
-        let gone = node
-            .labels
-            .get(labels::GPU_PRESENT)
-            .is_some_and(|value| value == "false");
+        let gone = node.label(labels::GPU_PRESENT) == Some("false");
         (!gone).then(|| offered(false)).flatten()
     };
     offered(true).or_else(by_label).or_else(by_instance_type).or_else(zero)
@@ -464,15 +457,15 @@ fn is_foreign_gpu_resource(name: &str) -> bool {
             .is_some_and(|rest| rest.starts_with("gpu") || rest.contains("_nps"))
 }
 
-pub(super) fn term_holds(term: &NodeSelectorTerm, labels: &BTreeMap<String, String>) -> bool {
+pub(super) fn term_holds(term: &NodeSelectorTerm, labels: &Labels) -> bool {
     // A term without expressions matches nothing, as in Kubernetes.
     !term.match_expressions.is_empty() && term.match_expressions.iter().all(|one| requirement_holds(one, labels))
 }
 
 /// An expression over labels, as the scheduler reads it: `NotIn` also holds without the label.
-pub fn requirement_holds(requirement: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
-    let value = labels.get(&requirement.key);
-    let listed = || value.is_some_and(|value| requirement.values.contains(value));
+pub fn requirement_holds(requirement: &NodeSelectorRequirement, labels: &Labels) -> bool {
+    let value = labels.get(requirement.key.as_str());
+    let listed = || value.is_some_and(|value| requirement.values.iter().any(|one| **one == **value));
     match requirement.operator {
         SelectorOperator::In => listed(),
         SelectorOperator::NotIn => !listed(),

@@ -249,7 +249,7 @@ pub fn describe(index: &ClassIndex, node: &NodeFacts) -> NodeReport {
 fn why(class: &HardwareClassSpec, node: &NodeFacts) -> Vec<Fact> {
     let mut facts = Vec::new();
     for key in [labels::OS, labels::ARCH] {
-        if let Some(value) = node.labels.get(key) {
+        if let Some(value) = node.label(key) {
             facts.push(Fact::new(What::of_label(key), value, format!("label {key}")));
         }
     }
@@ -260,11 +260,7 @@ fn why(class: &HardwareClassSpec, node: &NodeFacts) -> Vec<Fact> {
     for requirement in term.iter().flat_map(|term| &term.match_expressions) {
         let key = requirement.key.as_str();
         // An absent label only says what the node is not.
-        let Some(value) = node
-            .labels
-            .get(key)
-            .filter(|_| ![labels::OS, labels::ARCH].contains(&key))
-        else {
+        let Some(value) = node.label(key).filter(|_| ![labels::OS, labels::ARCH].contains(&key)) else {
             continue;
         };
         let source = match requirement.operator {
@@ -299,13 +295,12 @@ fn why(class: &HardwareClassSpec, node: &NodeFacts) -> Vec<Fact> {
 /// Why the class does not have the node.
 fn rejection(class: &ClassNodes, node: &NodeFacts, has: Option<&ClassNodes>) -> String {
     let spec = &class.spec;
-    let label = |key: &str| node.labels.get(key).map(String::as_str);
-    match label(labels::OS) {
+    match node.label(labels::OS) {
         Some("linux") => {}
         Some(other) => return format!("its operating system is {other}, not linux"),
         None => return format!("it has no label {}", labels::OS),
     }
-    match label(labels::ARCH) {
+    match node.label(labels::ARCH) {
         Some(arch) if arch == spec.arch.as_str() => {}
         Some(arch) => return format!("it is {arch}, the class {}", spec.arch.as_str()),
         None => return format!("it has no label {}", labels::ARCH),
@@ -357,12 +352,12 @@ fn nearest(spec: &HardwareClassSpec, node: &NodeFacts) -> String {
             of.find(|one| !requirement_holds(one, &node.labels))
         });
     match requirement {
-        Some(requirement) => unmet(requirement, node.labels.get(&requirement.key)),
+        Some(requirement) => unmet(requirement, node.label(&requirement.key)),
         None => "it has a term without expressions, which matches nothing".to_owned(),
     }
 }
 
-fn unmet(requirement: &NodeSelectorRequirement, value: Option<&String>) -> String {
+fn unmet(requirement: &NodeSelectorRequirement, value: Option<&str>) -> String {
     let key = &requirement.key;
     match (requirement.operator, value) {
         (SelectorOperator::In, None) => format!("the node has no label {key} (wanted: {})", list(&requirement.values)),
@@ -371,7 +366,7 @@ fn unmet(requirement: &NodeSelectorRequirement, value: Option<&String>) -> Strin
         }
         (SelectorOperator::Exists, _) => format!("the node has no label {key}"),
         (SelectorOperator::NotIn | SelectorOperator::DoesNotExist, value) => {
-            format!("label {key}={} rules it out", value.map_or("", String::as_str))
+            format!("label {key}={} rules it out", value.unwrap_or_default())
         }
     }
 }

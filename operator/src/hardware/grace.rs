@@ -10,6 +10,7 @@
 use std::{
     borrow::Borrow,
     collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -44,11 +45,14 @@ pub struct Grace {
     recovered: bool,
 }
 
+/// Key and value.
+type Label = (Arc<str>, Arc<str>);
+
 /// What a node was when it was last seen with its labels.
 #[derive(Debug)]
 struct Seen {
     class: String,
-    told_by: BTreeMap<String, String>,
+    told_by: Vec<Label>,
     resource: Option<String>,
     lost: Option<Timestamp>,
 }
@@ -168,7 +172,7 @@ impl Seen {
     fn current(&self, node: &NodeFacts) -> bool {
         self.told_by
             .iter()
-            .all(|(key, value)| node.labels.get(key) == Some(value))
+            .all(|(key, value)| node.label(key) == Some(&**value))
     }
 
     /// Position of the class that was seen, if the node would have it again with what is absent put back. A resource alone
@@ -179,7 +183,7 @@ impl Seen {
         let mut labels = false;
         for (key, value) in &self.told_by {
             if !restored.labels.contains_key(key) {
-                restored.labels.insert(key.clone(), value.clone());
+                restored.labels.insert(Arc::clone(key), Arc::clone(value));
                 labels = true;
             }
         }
@@ -200,22 +204,26 @@ fn positive(term: &NodeSelectorTerm) -> impl Iterator<Item = &NodeSelectorRequir
         .filter(move |one| there.contains(&one.operator))
 }
 
-fn pair(requirement: &NodeSelectorRequirement, node: &NodeFacts) -> Option<(String, String)> {
-    let value = node.labels.get(&requirement.key)?;
-    Some((requirement.key.clone(), value.clone()))
+fn pair(requirement: &NodeSelectorRequirement, node: &NodeFacts) -> Option<Label> {
+    let (key, value) = node.labels.get_key_value(requirement.key.as_str())?;
+    Some((Arc::clone(key), Arc::clone(value)))
 }
 
 /// Labels that would make the class admit the node, if only absent ones keep it from that.
-fn missing(class: &HardwareClassSpec, node: &NodeFacts) -> Option<BTreeMap<String, String>> {
+fn missing(class: &HardwareClassSpec, node: &NodeFacts) -> Option<Vec<Label>> {
     class.node_selector_terms.iter().find_map(|term| {
         let mut labels = node.labels.clone();
-        let mut told_by = BTreeMap::new();
+        let mut told_by = Vec::new();
         for requirement in positive(term) {
-            let value = labels.entry(requirement.key.clone()).or_insert_with(|| {
+            let key: Arc<str> = requirement.key.as_str().into();
+            let value = labels.entry(Arc::clone(&key)).or_insert_with(|| {
                 // Exists takes any value.
-                requirement.values.first().cloned().unwrap_or_default()
+                requirement
+                    .values
+                    .first()
+                    .map_or_else(Arc::default, |value| value.as_str().into())
             });
-            told_by.insert(requirement.key.clone(), value.clone());
+            told_by.push((key, Arc::clone(value)));
         }
         term_holds(term, &labels).then_some(told_by)
     })

@@ -74,7 +74,7 @@ pub fn gpu_memory(node: &NodeFacts) -> Option<GpuMemory> {
     }
     let (key, mebibytes) = labels::GPU_MEMORIES
         .iter()
-        .find_map(|key| Some((key, node.labels.get(*key)?.parse::<u64>().ok()?)))?;
+        .find_map(|key| Some((key, node.label(key)?.parse::<u64>().ok()?)))?;
     Some(GpuMemory {
         bytes: mebibytes.saturating_mul(1 << 20),
         unified: false,
@@ -141,15 +141,15 @@ fn gpu(node: &NodeFacts) -> Vec<Fact> {
 
 fn sharing(node: &NodeFacts) -> Vec<Fact> {
     let mut facts = Vec::new();
-    let product = node.labels.get(labels::GPU_PRODUCT).map_or("", String::as_str);
-    match node.labels.get(labels::GPU_SHARING).map(String::as_str) {
+    let product = node.label(labels::GPU_PRODUCT).unwrap_or_default();
+    match node.label(labels::GPU_SHARING) {
         Some("none") | None if product.ends_with("-SHARED") => {
             let source = format!("suffix of label {}", labels::GPU_PRODUCT);
             facts.push(Fact::new(What::GpuSharing, "shared", source));
         }
         Some("none") | None => {}
         Some(strategy) => {
-            let value = match node.labels.get(labels::GPU_REPLICAS) {
+            let value = match node.label(labels::GPU_REPLICAS) {
                 Some(replicas) => format!("{strategy}, each GPU as {replicas} units"),
                 None => strategy.to_owned(),
             };
@@ -173,8 +173,7 @@ fn cpu(node: &NodeFacts) -> Vec<Fact> {
     let mut facts = Vec::new();
     let graviton = |generation: &str| format!("Graviton{generation}");
     let by_type = node
-        .labels
-        .get(labels::INSTANCE_TYPE)
+        .label(labels::INSTANCE_TYPE)
         .and_then(|name| Some((graviton_generation(name)?, name)));
     if let Some((generation, name)) = by_type {
         facts.push(Fact::new(
@@ -182,7 +181,7 @@ fn cpu(node: &NodeFacts) -> Vec<Fact> {
             graviton(generation),
             format!("instance type {name}"),
         ));
-    } else if let Some(generation) = node.labels.get(labels::GRAVITON) {
+    } else if let Some(generation) = node.label(labels::GRAVITON) {
         facts.push(Fact::new(
             What::CpuModel,
             graviton(generation),
@@ -196,8 +195,7 @@ fn cpu(node: &NodeFacts) -> Vec<Fact> {
     let features: Vec<&str> = CPU_FEATURES
         .into_iter()
         .filter(|name| {
-            node.labels
-                .get(&format!("{}{name}", labels::CPU_FEATURE))
+            node.label(&format!("{}{name}", labels::CPU_FEATURE))
                 .is_some_and(|value| value == "true")
         })
         .collect();
@@ -210,7 +208,7 @@ fn cpu(node: &NodeFacts) -> Vec<Fact> {
 
 /// Part number and name of an Arm core. The label has the revision in its lowest four bits.
 fn arm_core(node: &NodeFacts) -> Option<(u32, &'static str)> {
-    let [vendor, id] = labels::CPU_MODEL.map(|key| node.labels.get(key));
+    let [vendor, id] = labels::CPU_MODEL.map(|key| node.label(key));
     let part = id?.parse::<u32>().ok()? >> 4;
     let known = ARM_PARTS.iter().find(|(number, _)| *number == part);
     (vendor? == "ARM").then_some(*known?)
@@ -218,7 +216,7 @@ fn arm_core(node: &NodeFacts) -> Option<(u32, &'static str)> {
 
 /// What says that the chip is a GB10.
 fn gb10(node: &NodeFacts) -> Option<String> {
-    let product = node.labels.get(labels::GPU_PRODUCT);
+    let product = node.label(labels::GPU_PRODUCT);
     if let Some(product) = product.filter(|product| is_gb10(product)) {
         return Some(format!("label {}={product}", labels::GPU_PRODUCT));
     }
@@ -230,13 +228,13 @@ fn is_gb10(product: &str) -> bool {
 }
 
 fn compute(node: &NodeFacts) -> Option<(&str, &str)> {
-    let [major, minor] = labels::GPU_COMPUTE.map(|key| node.labels.get(key).map(String::as_str));
+    let [major, minor] = labels::GPU_COMPUTE.map(|key| node.label(key));
     Some((major?, minor?))
 }
 
 /// A family of instances that has a GPU without a label that says so.
 fn gpu_instance(node: &NodeFacts) -> Option<&str> {
-    let (family, _) = node.labels.get(labels::INSTANCE_TYPE)?.split_once('.')?;
+    let (family, _) = node.label(labels::INSTANCE_TYPE)?.split_once('.')?;
     (family == "g5g").then_some(family)
 }
 
@@ -245,20 +243,16 @@ fn version(node: &NodeFacts, what: What, keys: &[&str]) -> Option<Fact> {
     if let Some(fact) = label(node, what, full) {
         return Some(fact);
     }
-    let parts: Vec<&str> = parts
-        .iter()
-        .map_while(|key| node.labels.get(*key).map(String::as_str))
-        .collect();
+    let parts: Vec<&str> = parts.iter().map_while(|key| node.label(key)).collect();
     (!parts.is_empty()).then(|| Fact::new(what, parts.join("."), format!("labels {}, …", keys[1])))
 }
 
 fn label(node: &NodeFacts, what: What, key: &str) -> Option<Fact> {
-    Some(Fact::new(what, node.labels.get(key)?, format!("label {key}")))
+    Some(Fact::new(what, node.label(key)?, format!("label {key}")))
 }
 
 fn first<'a>(node: &'a NodeFacts, keys: &[&'static str]) -> Option<(&'static str, &'a str)> {
-    keys.iter()
-        .find_map(|key| Some((*key, node.labels.get(*key)?.as_str())))
+    keys.iter().find_map(|key| Some((*key, node.label(key)?)))
 }
 
 fn gibibytes(bytes: u64) -> String {
@@ -268,7 +262,7 @@ fn gibibytes(bytes: u64) -> String {
 /// What the node's publishers say that cannot all be true, each in a sentence. The class follows the rules all the same; this
 /// is for whoever has to mend the labels.
 pub fn conflicts(node: &NodeFacts) -> Vec<String> {
-    let get = |key: &str| node.labels.get(key).map(String::as_str);
+    let get = |key: &str| node.label(key);
     let mut found = Vec::new();
     if get(labels::GPU_PRESENT) == Some("false") {
         if let Some(product) = get(labels::GPU_PRODUCT) {
@@ -324,7 +318,7 @@ pub fn conflicts(node: &NodeFacts) -> Vec<String> {
 
 /// GPUs that are there and not offered. Partitioned and renamed ones are counted by other names.
 fn missing_units(node: &NodeFacts) -> Option<String> {
-    let number = |key: &str| node.labels.get(key)?.parse::<u64>().ok();
+    let number = |key: &str| node.label(key)?.parse::<u64>().ok();
     let there = number(labels::GPU_COUNT)?.saturating_mul(number(labels::GPU_REPLICAS).unwrap_or(1).max(1));
     let offered = *node.allocatable.get("nvidia.com/gpu")?;
     let otherwise = node

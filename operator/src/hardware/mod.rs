@@ -13,4 +13,4 @@ pub use classify::{ClassIndex, ClassNodes, Unclassified};
 pub use evidence::{NodeReport, describe};
 pub use grace::{Grace, Kept};
 pub use images::{Images, ModelDefaults};
-pub use node::{NodeFacts, Taint};
+pub use node::{Labels, NodeFacts, Taint};

@@ -1,8 +1,11 @@
 //! The facts of a node that placement uses.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use hawkeye_crds::v1alpha1::{TaintEffect, Toleration, TolerationOperator};
+
+/// Labels of a node. Thousands of nodes have most of their keys and values in common, so that each is in memory once.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
 /// A taint of a node that keeps pods away. `PreferNoSchedule` keeps nothing away and is left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +31,7 @@ pub struct NodeFacts {
     /// Its name.
     pub name: String,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: Labels,
     /// Allocatable extended resources (`domain/name`), in whole units. A resource that the node has none of is there as 0.
     pub allocatable: BTreeMap<String, u64>,
     /// Memory that pods can ask for, in bytes; `None` when the node does not say.
@@ -47,6 +50,11 @@ pub struct NodeFacts {
 }
 
 impl NodeFacts {
+    /// The value of a label.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.get(key).map(AsRef::as_ref)
+    }
+
     /// True when new pods with these tolerations can start here now.
     pub fn schedulable(&self, tolerations: &[Toleration]) -> bool {
         self.ready && !self.unschedulable && self.taints.iter().all(|taint| tolerated(taint, tolerations))

@@ -24,7 +24,8 @@ pub const FIRST_ANSWER: Duration = Duration::from_secs(3);
 const AT_ONCE: usize = 4;
 /// How long an answer holds: a tag may move, and public registries count requests (Docker Hub: 100 in six hours).
 const FRESH: Duration = Duration::from_mins(30);
-/// The same while the answer keeps pods from being placed, so that a mended image is seen soon.
+/// The same at first while the answer keeps pods from being placed, so that a mended image is seen soon. Doubled each time
+/// that nothing has changed, up to [`RETRY_LONGEST`]: one image alone would use up what Docker Hub grants.
 const HURRY: Duration = Duration::from_mins(2);
 /// First wait after a failure, doubled with each further one.
 const RETRY: Duration = Duration::from_secs(30);
@@ -91,6 +92,8 @@ struct Entry {
     /// When the registry last answered.
     good: Option<Instant>,
     hurried: bool,
+    /// Times in a row that it was hurried for the same answer.
+    hurries: u32,
     failures: u32,
 }
 
@@ -104,6 +107,7 @@ impl Entry {
             since: now,
             good: None,
             hurried: false,
+            hurries: 0,
             failures: 0,
         }
     }
@@ -164,8 +168,10 @@ impl Lookups {
         if entry.running || entry.hurried {
             return;
         }
+        let wait = HURRY.saturating_mul(1 << entry.hurries.min(5)).min(RETRY_LONGEST);
         entry.hurried = true;
-        entry.due = entry.due.min(Instant::now() + self.spread(HURRY));
+        entry.hurries = entry.hurries.saturating_add(1);
+        entry.due = entry.due.min(Instant::now() + self.spread(wait));
         self.wake.notify_one();
     }
 
@@ -259,6 +265,9 @@ impl Lookups {
             }
         };
         let changed = entry.answer != answer;
+        if changed {
+            entry.hurries = 0;
+        }
         entry.answer = answer;
         drop(entries);
         if changed {
@@ -486,6 +495,28 @@ mod tests {
             sleep(HURRY / 12).await;
         }
         assert_eq!(bench.calls(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stays_in_the_way_is_asked_for_ever_more_rarely_until_it_changes() {
+        let bench = bench();
+        bench.want(&["a"]);
+        let hours = async |hours: u64| {
+            let before = bench.calls();
+            for _ in 0..hours * 60 {
+                bench.lookups.hurry(&subject("a"));
+                sleep(Duration::from_mins(1)).await;
+            }
+            bench.calls() - before
+        };
+        let six = hours(6).await;
+        assert!(
+            (30..60).contains(&six),
+            "{six}: Docker Hub grants 100 to all images together"
+        );
+        bench.fake.moved.store(1, Ordering::SeqCst);
+        let next = hours(1).await;
+        assert!(next > 6, "{next}: it changed, so that it may change again");
     }
 
     #[tokio::test(start_paused = true)]

@@ -57,6 +57,11 @@ pub async fn policy_and_budget(cluster: &'static Cluster) -> Result<()> {
     .await?;
     let message = status.message.unwrap_or_default();
     ensure!(message.contains("NetworkPolicy policy/demo"), "{message}");
+    let made = names(cluster, "policy").await?;
+    ensure!(
+        made.is_empty(),
+        "pods without the policy that they were to have: {made:?}"
+    );
     policies.delete("demo", &DeleteParams::default()).await?;
     let owner = parsers(cluster, "policy").get("demo").await?.uid();
     let policy = wait("the policy", async || {

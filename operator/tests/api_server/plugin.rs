@@ -25,14 +25,14 @@ pub fn admit(kind: &str, name: &str, spec: &str) -> Result<Result<Value, String>
     }))
 }
 
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
+pub struct Run {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
 }
 
 /// Runs the plugin with these words and an optional file on its standard input.
-async fn plugin(cluster: &Cluster, words: &str, stdin: &str) -> Result<Run> {
+pub async fn plugin(cluster: &Cluster, words: &str, stdin: &str) -> Result<Run> {
     use tokio::io::AsyncWriteExt;
     let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-hawkeye"))
         .args(words.split(' '))

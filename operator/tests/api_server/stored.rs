@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::{
+    plugin::plugin,
     scenarios::{create, namespace},
     server::{Cluster, wait},
 };
@@ -48,6 +49,13 @@ pub async fn deployment(cluster: &'static Cluster) -> Result<()> {
         Ok((api.get("demo").await?.data["status"]["summary"] == "InvalidSpec").then_some(()))
     })
     .await?;
+    let shown = plugin(cluster, "status demo -n old", "").await?;
+    ensure!(
+        shown.code == Some(2) && shown.out.contains("old/demo: ") && shown.out.contains("Ludicrous"),
+        "{} {}",
+        shown.out,
+        shown.err
+    );
     api.delete("demo", &DeleteParams::default()).await?;
     profiles(json!(["Speed", "Balanced", "Quality"])).await
 }

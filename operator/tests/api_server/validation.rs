@@ -114,6 +114,12 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ),
     // Pods.
     ("{priorityClassName: 'a b'}", "spec.priorityClassName", "match"),
+    ("{priorityClassName: 'a..b'}", "spec.priorityClassName", "match"),
+    (
+        "{imagePullSecrets: [{name: 'a.-b'}]}",
+        "spec.imagePullSecrets[0].name",
+        "match",
+    ),
     (
         "{podMetadata: {labels: {a: 'b c'}}}",
         "spec.podMetadata.labels",

@@ -142,11 +142,11 @@ pub fn shares(plan: &Plan) -> Vec<(&str, u32)> {
 /// the Kubernetes types, so that it checks the building, too.
 pub fn pods_fit(class: &HardwareClassSpec, node: &NodeFacts) -> bool {
     let holds = |requirement: &core::NodeSelectorRequirement| {
-        let value = node.labels.get(&requirement.key);
+        let value = node.label(&requirement.key);
         let values = requirement.values.as_deref().unwrap_or_default();
         match requirement.operator.as_str() {
-            "In" => value.is_some_and(|value| values.contains(value)),
-            "NotIn" => value.is_none_or(|value| !values.contains(value)),
+            "In" => value.is_some_and(|value| values.iter().any(|one| one == value)),
+            "NotIn" => value.is_none_or(|value| values.iter().all(|one| one != value)),
             "Exists" => value.is_some(),
             "DoesNotExist" => value.is_none(),
             other => panic!("operator {other}"),

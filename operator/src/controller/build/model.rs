@@ -37,11 +37,15 @@ pub struct Model<'a> {
     pub digest: Option<&'a str>,
 }
 
-/// The digest that the pods of a Deployment mount for the image of this name, where the volume names one.
-pub fn mounted<'a>(deployment: &'a Deployment, reference: &str) -> Option<&'a str> {
+/// The image that the pods of a Deployment mount as their model, with its digest where the volume names one.
+pub fn mounted_image(deployment: &Deployment) -> Option<&str> {
     let volumes = deployment.spec.template.spec.as_ref()?.volumes.as_ref()?;
     let volume = volumes.iter().find(|volume| volume.name == VOLUME)?;
-    let mounted = volume.image.as_ref()?.reference.as_deref()?;
+    volume.image.as_ref()?.reference.as_deref()
+}
+
+/// The digest in what is mounted, if that is the image of this name.
+pub fn digest_of<'a>(mounted: &'a str, reference: &str) -> Option<&'a str> {
     mounted.strip_prefix(reference)?.strip_prefix('@')
 }
 

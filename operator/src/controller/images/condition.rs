@@ -3,10 +3,10 @@
 use hawkeye_crds::v1alpha1::{
     Arch, Condition, ConditionStatus, ConditionType, HawkeyeDeploymentStatus, PoolStatus, Reason,
 };
-use k8s_openapi::api::apps::v1::Deployment;
 
 use super::{Checks, Verdict};
 use crate::controller::{
+    build::model::mounted_image,
     observe::{ContainerStatus, Pod},
     plan::{Plan, PoolPlan},
     status::{Facts, shorten},
@@ -27,7 +27,7 @@ pub fn failure(facts: &Facts<'_>, pod: &Pod) -> Option<String> {
     let class = pod.class()?;
     let pool = facts.plan.pools.iter().find(|pool| pool.class == class)?;
     let deployment = facts.applied.and_then(|applied| applied.deployments.get(class));
-    describe(pod, pool.spec.arch, deployment.and_then(model_image))
+    describe(pod, pool.spec.arch, deployment.and_then(mounted_image))
 }
 
 /// The same from what it needs: the architecture of the pod's class, and the image of its model.
@@ -88,13 +88,6 @@ fn fault(container: &ContainerStatus) -> Option<Fault<'_>> {
             .any(|words| message.contains(words))
             .then_some(Fault::Pull(message))
     })
-}
-
-fn model_image(deployment: &Deployment) -> Option<&str> {
-    let volumes = deployment.spec.template.spec.as_ref()?.volumes.as_ref()?;
-    volumes
-        .iter()
-        .find_map(|volume| volume.image.as_ref()?.reference.as_deref())
 }
 
 /// The condition ImageVerified. `old` gives the time at which it last changed.
@@ -285,7 +278,7 @@ mod tests {
             name: name.to_owned(),
             ready: true,
             labels: [("kubernetes.io/os", "linux"), ("kubernetes.io/arch", arch)]
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .map(|(key, value)| (key.into(), value.into()))
                 .into(),
             ..NodeFacts::default()
         }

@@ -60,6 +60,11 @@ impl Digests {
         self.of(class) != self.memory.get(class).map(String::as_str)
     }
 
+    /// True when pods of a class mount a digest.
+    pub fn remembers(&self, class: &str) -> bool {
+        self.memory.contains_key(class)
+    }
+
     /// Leaves a class with what its pods mount.
     pub fn keep(&mut self, class: &str) {
         self.by_class.insert(class.to_owned(), self.memory.get(class).cloned());

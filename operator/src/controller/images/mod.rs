@@ -13,14 +13,14 @@ use std::{
 };
 
 use hawkeye_crds::v1alpha1::{HawkeyeDeployment, ModelImage, Reason};
-use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 
 use self::digest::{Digests, Memory, follows};
 use super::{
     apply::owned_by,
-    build::{model::mounted, pool_name},
+    build::{model::digest_of, pool_name},
     observe::Pod,
+    pool::PoolDeployment,
 };
 use crate::{
     hardware::{ClassIndex, ClassNodes, Images, ModelDefaults},
@@ -219,7 +219,7 @@ impl Checker {
         objects: &[&HawkeyeDeployment],
         index: &ClassIndex,
         pods: &[Arc<Pod>],
-        deployment: impl Fn(&str, &str) -> Option<Arc<Deployment>>,
+        deployment: impl Fn(&str, &str) -> Option<Arc<PoolDeployment>>,
     ) -> Checked {
         if !self.policy.is_on() {
             return Checked::default();
@@ -249,7 +249,8 @@ impl Checker {
                 let memory = followed.map_or_else(Memory::new, |model| {
                     let mounts = |class: &ClassNodes| {
                         let made = deployment(&namespace, &pool_name(&name, &class.name))?;
-                        let digest = mounted(&made, &model.reference).filter(|_| owned_by(&*made, &uid))?;
+                        let mounted = made.model.as_deref().filter(|_| owned_by(&*made, &uid))?;
+                        let digest = digest_of(mounted, &model.reference)?;
                         Some((class.name.clone(), digest.to_owned()))
                     };
                     index.classes.iter().filter_map(mounts).collect()
@@ -344,18 +345,10 @@ impl Checker {
                         next
                     }
                 };
-                let next = match next {
-                    Verdict::Missing(message) if runs(&class.name, image) => {
-                        if asked.role == Role::Model && digests.moved(&class.name) {
-                            digests.keep(&class.name);
-                            Verdict::Kept(format!("{message} Its pods keep the content that they run."))
-                        } else {
-                            Verdict::Has
-                        }
-                    }
-                    next => next,
-                };
-                verdict = worst(verdict, next);
+                verdict = worst(
+                    verdict,
+                    softened(next, asked.role, &class.name, runs(&class.name, image), &mut digests),
+                );
             }
             checks.insert(
                 class.name.clone(),
@@ -367,6 +360,23 @@ impl Checker {
         }
         Ok(Truth { checks, digests })
     }
+}
+
+/// What becomes of a missing image where pods are at work already. `runs` says that ready pods of the class prove their
+/// image.
+///
+/// A model whose tag has moved to what a class cannot mount is kept as it is there. That does not hang on pods that are
+/// ready at this moment: the digest that their Deployment names was found good when it was set, and a pod that starts
+/// again on another node is no reason to take the class from all of them.
+fn softened(verdict: Verdict, role: Role, class: &str, runs: bool, digests: &mut Digests) -> Verdict {
+    let Verdict::Missing(message) = verdict else {
+        return verdict;
+    };
+    if role == Role::Model && digests.moved(class) && (runs || digests.remembers(class)) {
+        digests.keep(class);
+        return Verdict::Kept(format!("{message} Its pods keep the content that they run."));
+    }
+    if runs { Verdict::Has } else { Verdict::Missing(message) }
 }
 
 struct Asked<'a> {
@@ -546,6 +556,30 @@ mod tests {
             panic!("not missing")
         };
         assert!(again.starts_with(&not_built("example.com/a:1")), "{again}");
+    }
+
+    #[test]
+    fn a_class_whose_pods_mount_a_digest_keeps_it_whether_they_are_ready_or_not() {
+        let missing = || Verdict::Missing("m.".to_owned());
+        let memory = || Memory::from([("cpu-arm64".to_owned(), "sha256:1".to_owned())]);
+        let after = |digest: &str, memory: Memory, role: Role, runs: bool| {
+            let mut digests = Digests::now(digest, memory);
+            let verdict = softened(missing(), role, "cpu-arm64", runs, &mut digests);
+            (verdict, digests.of("cpu-arm64").map(str::to_owned))
+        };
+        let kept = Verdict::Kept("m. Its pods keep the content that they run.".to_owned());
+        for runs in [true, false] {
+            let moved = after("sha256:2", memory(), Role::Model, runs);
+            assert_eq!(moved, (kept.clone(), Some("sha256:1".to_owned())), "ready: {runs}");
+        }
+        // Pods that mount the tag itself prove it only while they are ready.
+        assert_eq!(after("sha256:2", Memory::new(), Role::Model, true), (kept, None));
+        assert_eq!(after("sha256:2", Memory::new(), Role::Model, false).0, missing());
+        // The same content as ever, and images that run.
+        assert_eq!(after("sha256:1", memory(), Role::Model, true).0, Verdict::Has);
+        assert_eq!(after("sha256:1", memory(), Role::Model, false).0, missing());
+        assert_eq!(after("sha256:2", memory(), Role::Container, true).0, Verdict::Has);
+        assert_eq!(after("sha256:2", memory(), Role::Container, false).0, missing());
     }
 
     #[test]
