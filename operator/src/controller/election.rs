@@ -9,6 +9,7 @@ use std::{
 use anyhow::Context as _;
 use kube::{Api, Client, Config, client::ClientBuilder, runtime::events::Recorder};
 use tokio::time::timeout;
+use tower::timeout::TimeoutLayer;
 
 use crate::{
     args::RunArgs,
@@ -16,6 +17,9 @@ use crate::{
     metrics::Metrics,
 };
 
+/// Longest time until an answer begins, as the API server itself has it. The client would wait for one without end, and a
+/// watch whose list is not answered keeps every plan waiting.
+const ANSWER: Duration = Duration::from_mins(1);
 /// Longest time that an event about the leader may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -43,6 +47,7 @@ impl Election {
         let client = builder(config.clone())?
             .with_layer(&Gate::new(claim.clone()))
             .with_layer(&metrics.layer())
+            .with_layer(&TimeoutLayer::new(ANSWER))
             .build();
         if !args.leader_election {
             tracing::warn!("there is no leader election: a second operator would undo what this one does");
