@@ -30,7 +30,7 @@ impl Kwok {
         lease_seconds: 40,
         memory: "300Mi",
     };
-    /// For thousands. The controllers miss a node after 50 s, so a renewal every 40 s is the least that will do.
+    /// For thousands: a renewal every 40 s. The controllers of the local cluster miss a node after five minutes, kind's after 50 s.
     pub(crate) const FLEET: Self = Self {
         lease_seconds: 160,
         memory: "2Gi",

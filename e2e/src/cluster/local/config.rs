@@ -80,10 +80,13 @@ impl Layout {
                 address = block.node(),
                 services = block.services(),
             ),
+            // A machine that is busy renews the Leases of thousands of fake nodes late; a node that was lost for a moment has
+            // pods that are never ready again, for kwok does not play that.
             "kube-controller-manager" => format!(
                 "{kubeconfig} --authentication-kubeconfig={run}/{component}.kubeconfig \
                  --authorization-kubeconfig={run}/{component}.kubeconfig --leader-elect=false \
-                 --use-service-account-credentials --kube-api-qps=200 --kube-api-burst=400 --root-ca-file={run}/pki/ca.crt \
+                 --use-service-account-credentials --kube-api-qps=200 --kube-api-burst=400 \
+                 --node-monitor-grace-period=5m --root-ca-file={run}/pki/ca.crt \
                  --service-account-private-key-file={run}/pki/service-accounts.key --bind-address=127.0.0.1"
             ),
             "kube-scheduler" => format!(
