@@ -6,6 +6,8 @@
 #   inference/torch/gpu.sh run     there, in the same checkout: detector and OCR against the Python stack on CUDA, captions
 #                                  against the exporter's reference in each number format, CUDA graphs against single kernels,
 #                                  then the program and its server
+#   inference/torch/gpu.sh with COMMAND…   there: any command with the bundles unpacked, for one test out of many for example:
+#                                  gpu.sh with .gpu/bin/captions --nocapture recorded_captions
 #   inference/torch/gpu.sh time    there: each model's time with CUDA graphs and without
 #   inference/torch/gpu.sh memory  there: what a pod's memory is made of, by number format and batch
 #   inference/torch/gpu.sh bench   there: the service beside the Python pipeline; the report comes into OUT (default out/bench)
@@ -47,13 +49,14 @@ pack)
     rm -rf .gpu/wheels .gpu/wheels.txt
     du -h .gpu/*
     ;;
-run | time | memory | bench)
+run | with | time | memory | bench)
     parts=${PARTS:-.gpu}
     if [[ -z ${WORK:-} ]]; then
         WORK=$(mktemp -d)
         trap 'rm -rf "$WORK"' EXIT
     fi
     work=$WORK
+    export WORK
     mkdir -p "$work"
     if [[ ! -d $work/wheels ]]; then cat "$parts"/bundle.part* | tar -C "$work" -xf -; fi
     torch=$(python3 -c 'import os, torch; print(os.path.dirname(torch.__file__))')
@@ -75,6 +78,10 @@ time | memory | bench)
     python3 -m hawkeye_bench.bundle "$HAWKEYE_TEST_BUNDLE" "$bundle" "$dtypes"
     python3 -m hawkeye_bench.screens "$work"
     ;;&
+with)
+    shift
+    "$@"
+    ;;
 time)
     .gpu/bin/time_device "$bundle" cuda "$dtypes" "$work/text.png"
     ;;
@@ -124,7 +131,7 @@ PYTHON
     exit "$failed"
     ;;
 *)
-    sed -n '2,17s/^# \{0,1\}//p' "$0"
+    sed -n '2,19s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

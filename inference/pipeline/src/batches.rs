@@ -20,6 +20,19 @@ impl Batches {
         self.size
     }
 
+    /// Makes the captioner ready for batches of this size, which is halved until the device's memory holds one.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the captioner fails; out of memory only with a single crop.
+    pub fn prepare(&mut self, captioner: &mut dyn Captioner, prompt: CaptionPrompt) -> Result<(), ModelError> {
+        loop {
+            match captioner.prepare(self.size, prompt) {
+                Err(error @ ModelError::OutOfMemory { .. }) if self.size > 1 => self.halve(self.size, &error),
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// The captions of all crops, in order. A batch that is too large for the device's memory is halved and tried again, and
     /// batches stay that small: memory that was short once will be short again.
     ///
@@ -41,12 +54,16 @@ impl Batches {
                     rest = &rest[batch.len()..];
                 }
                 Err(error @ ModelError::OutOfMemory { .. }) if batch.len() > 1 => {
-                    self.size = batch.len() / 2;
-                    tracing::warn!(%error, crops = batch.len(), batch_size = self.size, "out of memory: the batch is halved");
+                    self.halve(batch.len(), &error);
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(captions)
+    }
+
+    fn halve(&mut self, crops: usize, error: &ModelError) {
+        self.size = crops / 2;
+        tracing::warn!(%error, crops, batch_size = self.size, "out of memory: the batch is halved");
     }
 }

@@ -115,4 +115,13 @@ pub trait Captioner {
     /// # Errors
     /// [`ModelError`] when the backend fails.
     fn caption(&mut self, crops: &[RgbImage], prompt: CaptionPrompt) -> Result<Vec<String>, ModelError>;
+
+    /// Makes ready for calls of up to `batch_size` crops, so that none of them is slow. Need not do anything.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the backend fails; out of memory when it would for a call of that many crops.
+    fn prepare(&mut self, batch_size: usize, prompt: CaptionPrompt) -> Result<(), ModelError> {
+        let _ = (batch_size, prompt);
+        Ok(())
+    }
 }

@@ -292,6 +292,17 @@ impl Parser {
         }
     }
 
+    /// Makes the captioner ready for batches of that size, which shrinks when the device's memory does not hold them.
+    ///
+    /// # Errors
+    /// [`ModelError`] when the captioner fails.
+    pub fn prepare(&mut self, prompt: CaptionPrompt) -> Result<(), ModelError> {
+        let Some(captioner) = &mut self.captioner else {
+            return Ok(());
+        };
+        self.batches.prepare(captioner.as_mut(), prompt)
+    }
+
     /// Whether a text reader is loaded.
     pub const fn has_reader(&self) -> bool {
         self.reader.is_some()

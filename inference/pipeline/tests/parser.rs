@@ -62,6 +62,10 @@ impl Captioner for Small {
         }
         Ok(crops.iter().map(|crop| crop.get_pixel(0, 0).0[0].to_string()).collect())
     }
+
+    fn prepare(&mut self, batch_size: usize, prompt: CaptionPrompt) -> Result<(), ModelError> {
+        self.caption(&vec![RgbImage::new(1, 1); batch_size], prompt).map(drop)
+    }
 }
 
 struct Broken;
@@ -364,6 +368,31 @@ fn a_batch_that_memory_does_not_hold_is_halved_and_stays_small() {
     calls.lock().unwrap().clear();
     parser.describe(&crops, CaptionPrompt::Caption).unwrap();
     assert_eq!(*calls.lock().unwrap(), [2; 10]);
+}
+
+#[test]
+fn a_captioner_is_made_ready_for_the_largest_batch_that_memory_holds() {
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let small = |holds| Small {
+        holds,
+        calls: Arc::clone(&calls),
+    };
+    let parser = |captioner| Parser::new(Box::new(Icons(vec![])), None, Some(Box::new(captioner))).with_batch_size(16);
+    let mut ready = parser(small(5));
+    ready.prepare(CaptionPrompt::Caption).unwrap();
+    assert_eq!(ready.batch_size(), 4);
+    ready
+        .describe(&vec![RgbImage::new(64, 64); 6], CaptionPrompt::Caption)
+        .unwrap();
+    assert_eq!(
+        *calls.lock().unwrap(),
+        [16, 8, 4, 4, 2],
+        "no request meets a batch that is too large"
+    );
+    let error = parser(small(0)).prepare(CaptionPrompt::Caption).unwrap_err();
+    assert!(matches!(error, ModelError::OutOfMemory { .. }), "{error}");
+    let mut without = Parser::new(Box::new(Icons(vec![])), None, None);
+    without.prepare(CaptionPrompt::Caption).unwrap();
 }
 
 #[test]

@@ -269,6 +269,7 @@ where
         ..Options::default()
     };
     let options = options.for_pipeline(args.model.settings());
+    parser.prepare(options.profile.prompt).map_err(ParseError::from)?;
     let mut files = files.iter().cycle();
     let mut next = || files.next().map_or(&[][..], Vec::as_slice);
     for _ in 0..args.warm_up {

@@ -9,7 +9,7 @@ use hawkeye_pipeline::{
     bundle::Bundle,
     decode::{DecodeLimits, decode},
     device::DeviceChoice,
-    model::{CaptionPrompt, Detector, TextReader},
+    model::{CaptionPrompt, Captioner, Detector, TextReader},
     parser::CAPTION_CROP,
 };
 use hawkeye_torch::{LoadOptions, device_memory, device_memory_used, load};
@@ -63,6 +63,9 @@ fn row(
         ..LoadOptions::default()
     };
     let mut loaded = load(&Bundle::open(bundle)?, &options)?;
+    if let Some(captioner) = &mut loaded.captioner {
+        captioner.prepare(batch_size, CaptionPrompt::DetailedCaption)?;
+    }
     let rest = device_memory().unwrap_or_default().in_use / MIB;
     for _ in 0..2 {
         loaded.detector.detect(&picture, 0.05)?;

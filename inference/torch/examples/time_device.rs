@@ -8,7 +8,7 @@ use hawkeye_pipeline::{
     bundle::{Bundle, Role},
     decode::{DecodeLimits, decode},
     device::DeviceChoice,
-    model::{CaptionPrompt, Detector, ModelError, TextReader},
+    model::{CaptionPrompt, Captioner, Detector, ModelError, TextReader},
     parser::CAPTION_CROP,
 };
 use hawkeye_torch::{Device, LoadOptions, TorchCaptioner, device_memory, load, reset_peak_memory};
@@ -36,7 +36,6 @@ fn main() -> Result<(), Box<dyn Error>> {
             &LoadOptions {
                 device: choice,
                 dtype,
-                batch_size: 1,
                 cuda_graphs,
                 ..LoadOptions::default()
             },
@@ -48,6 +47,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         })?;
         if let Some(reader) = &mut loaded.reader {
             report("text", rounds, || reader.read(&picture, 0.5).map(|lines| lines.len()))?;
+            // Once more, with where the time goes.
+            let shown = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).finish();
+            tracing::subscriber::with_default(shown, || reader.read(&picture, 0.5))?;
         }
         let Some(model) = bundle.model(Role::Captioner) else {
             continue;
@@ -58,9 +60,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             Device::open(choice)?.without_graphs()
         };
         for size in BATCHES {
-            let mut captioner = TorchCaptioner::load(&bundle, model, dtype, size, &device)?;
+            let mut captioner = TorchCaptioner::load(&bundle, model, dtype, &device)?;
             let started = Instant::now();
-            captioner.prepare(CaptionPrompt::Caption)?;
+            captioner.prepare(size, CaptionPrompt::Caption)?;
             let prepared = started.elapsed();
             reset_peak_memory();
             let crops = drawn(size);
@@ -72,8 +74,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             })?;
             let memory = device_memory().unwrap_or_default();
             println!(
-                "{:>22} graphs recorded in {prepared:.1?}; {} MiB in tensors, {} MiB held",
+                "{:>22} {:?} graphs recorded in {prepared:.1?}; {} MiB in tensors, {} MiB held",
                 "",
+                captioner.graphs(),
                 memory.most_in_use >> 20,
                 memory.most_held >> 20
             );

@@ -1,7 +1,7 @@
 // What tch lacks: inference mode, a CUDA stream of one's own, CUDA graphs, and what the allocator holds.
 //
 // The binary links libtorch_cpu and libc10 only and must start where there is no libtorch_cuda. So everything here goes through
-// libtorch's device-neutral interfaces, which CUDA fills in once its library is open; only the graph has none, and its five
+// libtorch's device-neutral interfaces, which CUDA fills in once its library is open; only the graph has none, and its six
 // functions are looked up in libtorch_cuda by their mangled names. CUDA's own headers are not needed. Where a function is missing,
 // graphs are reported as unavailable.
 //
@@ -62,13 +62,26 @@ void hk_inference_end(void* mode) {
   delete static_cast<c10::InferenceMode*>(mode);
 }
 
-// Gives the calling thread a stream from the pool: the default stream cannot be captured.
+// Gives the calling thread a stream from the pool: the default stream cannot be captured. A thread that has one keeps it, for what
+// was made on it may still be in use there.
 char* hk_stream_use(int8_t device) {
   return guarded([&] {
     const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
     const c10::Device place(c10::DeviceType::CUDA, device);
     cuda.setDevice(place);
-    cuda.exchangeStream(cuda.getStreamFromGlobalPool(place));
+    if (cuda.getStream(place) == cuda.getDefaultStream(place)) {
+      cuda.exchangeStream(cuda.getStreamFromGlobalPool(place));
+    }
+  });
+}
+
+// The device that the calling thread uses, and the number of its stream there.
+char* hk_stream_current(int8_t* device, int64_t* stream) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    const c10::Device place = cuda.getDevice();
+    *device = place.index();
+    *stream = cuda.getStream(place).id();
   });
 }
 
@@ -125,6 +138,7 @@ struct Functions {
   void (*begin)(Graph*, Pool, int);
   void (*end)(Graph*);
   void (*replay)(Graph*);
+  Pool (*pool)(Graph*);
   Pool (*new_pool)();
 };
 
@@ -148,6 +162,7 @@ const Functions& functions() {
     look_up(library, "_ZN2at4cuda9CUDAGraph13capture_beginESt4pairIyyE21cudaStreamCaptureMode", table.begin);
     look_up(library, "_ZN2at4cuda9CUDAGraph11capture_endEv", table.end);
     look_up(library, "_ZN2at4cuda9CUDAGraph6replayEv", table.replay);
+    look_up(library, "_ZN2at4cuda9CUDAGraph4poolEv", table.pool);
     look_up(library, "_ZN2at4cuda17graph_pool_handleEv", table.new_pool);
     return table;
   }();
@@ -190,6 +205,11 @@ char* hk_graph_end(void* slot) {
   return guarded([&] { functions().end(static_cast<Graph*>(slot)); });
 }
 
+// Fails while a recording has not ended: then libtorch keeps the graph's address, and it must not be freed.
+char* hk_graph_ended(void* slot) {
+  return guarded([&] { functions().pool(static_cast<Graph*>(slot)); });
+}
+
 char* hk_graph_replay(void* slot) {
   return guarded([&] { functions().replay(static_cast<Graph*>(slot)); });
 }
@@ -211,6 +231,7 @@ char* hk_graph_new(void**) { return absent(); }
 void hk_graph_free(void*) {}
 char* hk_graph_begin(void*, uint64_t, uint64_t) { return absent(); }
 char* hk_graph_end(void*) { return absent(); }
+char* hk_graph_ended(void*) { return absent(); }
 char* hk_graph_replay(void*) { return absent(); }
 
 } // extern "C"

@@ -1,16 +1,15 @@
 //! The captioner: Florence-2 in three TorchScript modules, greedy, a batch of crops at a time.
 
-mod graphs;
 mod network;
+mod sizes;
 
 use crate::{
     LoadError, LoadedModel,
-    batch::{in_batches, is_out_of_memory},
     device::Device,
-    module::{Inference, backend, pictures},
-    shim::trim_memory,
+    graphs::{Failure, Graphs, failed},
+    module::{Inference, backend, is_out_of_memory, pictures, single},
+    shim::{GraphPool, trim_memory},
 };
-use graphs::{Graphs, sizes_up_to};
 use hawkeye_pipeline::{
     bundle::{Bundle, DType, Model},
     device::DeviceKind,
@@ -19,7 +18,8 @@ use hawkeye_pipeline::{
 };
 use image::RgbImage;
 use network::Network;
-use tch::TchError;
+use sizes::{size_for, sizes_up_to};
+use tch::{Kind, TchError, Tensor};
 use tokenizers::Tokenizer;
 
 /// Describes icons with the bundle's captioner.
@@ -27,14 +27,14 @@ use tokenizers::Tokenizer;
 pub struct TorchCaptioner {
     generator: Generator,
     tokenizer: Tokenizer,
-    batch_size: usize,
 }
 
 /// The network and how it runs on its device.
 #[derive(Debug)]
 struct Generator {
     // First: graphs go before the weights that they work on.
-    graphs: Option<Graphs>,
+    /// By the rows that a batch is padded to.
+    graphs: Option<Graphs<(usize, CaptionPrompt)>>,
     network: Network,
     on_gpu: bool,
 }
@@ -44,13 +44,7 @@ impl TorchCaptioner {
     ///
     /// # Errors
     /// [`LoadError`].
-    pub fn load(
-        bundle: &Bundle,
-        model: &Model,
-        wanted: DType,
-        batch_size: usize,
-        device: &Device,
-    ) -> Result<Self, LoadError> {
+    pub fn load(bundle: &Bundle, model: &Model, wanted: DType, device: &Device) -> Result<Self, LoadError> {
         let missing = |what| LoadError::Incomplete {
             name: model.name.clone(),
             what,
@@ -64,15 +58,12 @@ impl TorchCaptioner {
             }
         })?;
         let generator = Generator {
-            graphs: device.graph_pool().map(Graphs::new),
+            // Memory of its own, so that all of it goes back to the device when a batch does not fit.
+            graphs: device.has_graphs().then(|| Graphs::new(GraphPool::default())),
             network: Network::load(bundle, model, spec, wanted, device)?,
             on_gpu: device.kind() != DeviceKind::Cpu,
         };
-        Ok(Self {
-            generator,
-            tokenizer,
-            batch_size: batch_size.max(1),
-        })
+        Ok(Self { generator, tokenizer })
     }
 
     /// What runs, for reports.
@@ -80,39 +71,16 @@ impl TorchCaptioner {
         self.generator.network.first().describe()
     }
 
-    /// Crops in one batch now: less than asked for once memory did not hold them.
-    pub const fn batch_size(&self) -> usize {
-        self.batch_size
+    /// How many CUDA graphs there are; `None` where captions do without.
+    pub fn graphs(&self) -> Option<usize> {
+        self.generator.graphs.as_ref().map(Graphs::len)
     }
 
-    /// Whether captions run as CUDA graphs.
-    pub const fn has_graphs(&self) -> bool {
-        self.generator.graphs.is_some()
-    }
-
-    /// Records the graphs of all batches up to the batch size, so that no request waits for it. Without CUDA graphs nothing
-    /// happens. When memory does not hold the largest batch, it shrinks.
+    /// The tokens of each crop's caption, in the crops' order, forced and special ones included. All crops are one batch.
     ///
     /// # Errors
-    /// [`ModelError`] when not even a batch of one runs.
-    pub fn prepare(&mut self, prompt: CaptionPrompt) -> Result<(), ModelError> {
-        let generator = &mut self.generator;
-        loop {
-            match generator.prepare(self.batch_size, prompt) {
-                Ok(()) => return Ok(()),
-                Err(error) if self.batch_size > 1 && is_out_of_memory(&error) => {
-                    self.batch_size = self.batch_size.div_ceil(2);
-                    generator.make_room(self.batch_size);
-                }
-                Err(error) => return Err(backend("captioner")(error)),
-            }
-        }
-    }
-
-    /// The tokens of each crop's caption, in the crops' order, forced and special ones included.
-    ///
-    /// # Errors
-    /// [`ModelError`] when a crop is no square of [`CAPTION_CROP`] pixels, or libtorch fails.
+    /// [`ModelError`] when a crop is no square of [`CAPTION_CROP`] pixels, or libtorch fails; out of memory after all memory that
+    /// can be spared was given back to the device, so that a smaller batch finds it free.
     pub fn tokens(&mut self, crops: &[RgbImage], prompt: CaptionPrompt) -> Result<Vec<Vec<i64>>, ModelError> {
         if let Some(crop) = crops
             .iter()
@@ -124,14 +92,7 @@ impl TorchCaptioner {
                 message: format!("a crop has {width}×{height} pixels, not {CAPTION_CROP}×{CAPTION_CROP}"),
             });
         }
-        in_batches(
-            &mut self.generator,
-            crops,
-            &mut self.batch_size,
-            |generator, batch| generator.tokens(batch, prompt),
-            Generator::make_room,
-        )
-        .map_err(backend("captioner"))
+        self.generator.tokens(crops, prompt).map_err(backend("captioner"))
     }
 
     fn text(&self, tokens: &[i64]) -> Result<String, ModelError> {
@@ -153,22 +114,46 @@ impl Captioner for TorchCaptioner {
         let tokens = self.tokens(crops, prompt)?;
         tokens.iter().map(|tokens| self.text(tokens)).collect()
     }
+
+    /// Records the CUDA graphs of all batches up to the size. Without CUDA graphs nothing happens.
+    fn prepare(&mut self, batch_size: usize, prompt: CaptionPrompt) -> Result<(), ModelError> {
+        self.generator.prepare(batch_size, prompt).map_err(backend("captioner"))
+    }
 }
 
 impl Generator {
     fn tokens(&mut self, crops: &[RgbImage], prompt: CaptionPrompt) -> Result<Vec<Vec<i64>>, TchError> {
+        if crops.is_empty() {
+            return Ok(Vec::new());
+        }
         let _inference = Inference::begin()?;
         let bytes = pictures(crops)?;
         if !self.on_gpu {
             return self.network.compacting(&bytes, prompt);
         }
-        if let Some(graphs) = &mut self.graphs {
-            match graphs
-                .run(&self.network, &bytes, prompt)
-                .and_then(|tokens| self.network.ended(&tokens))
-            {
-                Err(error) if !is_out_of_memory(&error) => self.give_up_graphs(&error),
-                outcome => return outcome,
+        let outcome = self.on_device(&bytes, prompt);
+        self.with_room(outcome)
+    }
+
+    /// The tokens of (B, 64, 64, 3) bytes on the host, by a GPU.
+    fn on_device(&mut self, bytes: &Tensor, prompt: CaptionPrompt) -> Result<Vec<Vec<i64>>, TchError> {
+        let Self { graphs, network, .. } = self;
+        if let Some(recorded) = graphs {
+            let rows = bytes.size().first().copied().unwrap_or_default();
+            let size = size_for(rows as usize);
+            let inputs = [bytes.shallow_clone()];
+            let outcome = recorded.run(&(size, prompt), &inputs, || blank(network, size), work(network, prompt));
+            // It waits for the graph, so a failure of the device shows here.
+            let tokens = outcome.and_then(|outputs| {
+                let outputs = outputs.as_deref();
+                outputs
+                    .map(|all| network.ended(&single(all)?.f_narrow(0, 0, rows)?))
+                    .transpose()
+            });
+            match tokens {
+                Ok(Some(tokens)) => return Ok(tokens),
+                Ok(None) => {}
+                Err(error) => self.do_without(error)?,
             }
         }
         let bytes = bytes.f_to_device(self.network.device())?;
@@ -178,33 +163,50 @@ impl Generator {
     fn prepare(&mut self, batch_size: usize, prompt: CaptionPrompt) -> Result<(), TchError> {
         let _inference = Inference::begin()?;
         for size in sizes_up_to(batch_size) {
-            let Some(graphs) = &mut self.graphs else {
-                return Ok(());
-            };
-            match graphs.prepare(&self.network, size, prompt) {
-                Err(error) if !is_out_of_memory(&error) => self.give_up_graphs(&error),
-                outcome => drop(outcome?),
+            let Self { graphs, network, .. } = self;
+            let Some(recorded) = graphs else { return Ok(()) };
+            let outcome = recorded.prepare(&(size, prompt), || blank(network, size), work(network, prompt));
+            if let Err(error) = outcome {
+                let outcome = self.do_without(error);
+                self.with_room(outcome)?;
             }
         }
         Ok(())
     }
 
-    /// A device that has failed says so again when the kernels are launched one by one.
-    fn give_up_graphs(&mut self, error: &TchError) {
-        tracing::warn!(%error, "captions: CUDA graphs do not work; going on without them, more slowly");
-        self.graphs = None;
+    /// Gives up graphs where they do not work; that memory is short is the caller's, for single kernels take as much.
+    fn do_without(&mut self, error: TchError) -> Result<(), TchError> {
+        match failed("captioner", &error) {
+            Failure::Memory => Err(error),
+            Failure::Graphs => {
+                self.graphs = None;
+                Ok(())
+            }
+        }
     }
 
-    fn make_room(&mut self, batch_size: usize) {
-        tracing::warn!(
-            batch_size,
-            "captions: the device's memory does not hold the batch; it is made smaller"
-        );
-        if let Some(graphs) = &mut self.graphs {
-            graphs.keep_up_to(batch_size);
+    /// The outcome, after all memory that can be spared was given back if it is that memory was short.
+    fn with_room<T>(&mut self, outcome: Result<T, TchError>) -> Result<T, TchError> {
+        if outcome.as_ref().is_err_and(is_out_of_memory) {
+            if let Some(graphs) = &mut self.graphs {
+                graphs.clear();
+            }
+            if let Err(error) = trim_memory() {
+                tracing::debug!(%error, "captions: no memory was given back");
+            }
         }
-        if let Err(error) = trim_memory() {
-            tracing::debug!(%error, "captions: no memory was given back");
-        }
+        outcome
     }
+}
+
+/// What is recorded.
+fn work(network: &Network, prompt: CaptionPrompt) -> impl Fn(&[Tensor]) -> Result<Vec<Tensor>, TchError> {
+    move |crops| Ok(vec![network.unrolled(single(crops)?, prompt)?])
+}
+
+/// The input of a graph: (size, 64, 64, 3) bytes.
+fn blank(network: &Network, size: usize) -> Result<Vec<Tensor>, TchError> {
+    let pixels = i64::from(CAPTION_CROP);
+    let crops = Tensor::f_zeros([size as i64, pixels, pixels, 3], (Kind::Uint8, network.device()))?;
+    Ok(vec![crops])
 }

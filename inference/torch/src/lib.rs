@@ -3,10 +3,10 @@
 //! Everything here belongs on the one thread that owns the device: loading warms the modules up, and libtorch keeps both
 //! warm-up and gradient mode per thread.
 
-mod batch;
 mod captioner;
 mod detector;
 mod device;
+mod graphs;
 mod module;
 mod reader;
 mod runner;
@@ -38,7 +38,8 @@ pub struct LoadOptions {
     pub number: usize,
     /// The number format wanted; a model without a file of it runs in `float32`.
     pub dtype: DType,
-    /// Most lines of text per call of the recogniser, and most crops per call of the captioner.
+    /// Most lines of text per call of the recogniser on a processor; a GPU has sizes of its own. How many crops a call of the
+    /// captioner has is the parser's.
     pub batch_size: usize,
     /// Threads of libtorch on the CPU; `None` leaves `OMP_NUM_THREADS` and libtorch's own choice.
     pub threads: Option<usize>,
@@ -184,7 +185,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
     }
     let mut captioner = None;
     if let Some(model) = bundle.model(Role::Captioner) {
-        let loaded = TorchCaptioner::load(bundle, model, options.dtype, options.batch_size, &device)?;
+        let loaded = TorchCaptioner::load(bundle, model, options.dtype, &device)?;
         models.push(loaded.describe());
         captioner = Some(loaded);
     } else {
@@ -206,7 +207,7 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
     })
 }
 
-/// Runs every model, so that the first request does not pay for kernels, memory and CUDA graphs.
+/// Runs every model, so that the first request does not pay for kernels and memory. [`Parser::prepare`] records what captions need.
 fn warm_up(
     detector: &mut TorchDetector,
     reader: Option<&mut TorchReader>,
@@ -222,9 +223,6 @@ fn warm_up(
         reader.recognise(&[page(64, 48)])?;
     }
     if let Some(captioner) = captioner {
-        for prompt in [CaptionPrompt::Caption, CaptionPrompt::DetailedCaption] {
-            captioner.prepare(prompt)?;
-        }
         captioner.caption(&[page(CAPTION_CROP, CAPTION_CROP)], CaptionPrompt::Caption)?;
     }
     Ok(())

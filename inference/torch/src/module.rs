@@ -1,6 +1,6 @@
 //! A TorchScript module with what the bundle says about it.
 
-use crate::{LoadError, LoadedModel, batch::is_out_of_memory, device::Device, shim::InferenceMode};
+use crate::{LoadError, LoadedModel, device::Device, shim::InferenceMode};
 use hawkeye_pipeline::{
     bundle::{Bundle, ChannelOrder, DType, Model, ModelFile},
     model::ModelError,
@@ -24,9 +24,9 @@ pub(crate) struct LoadedModule {
 
 impl LoadedModule {
     /// Reads and checks the file of the wanted number format, else the `float32` one, and puts it on the device. Weights of
-    /// another number format are converted. On the CPU `float16` becomes `float32`.
+    /// another number format are converted. [`Device::usable`] may choose another one.
     pub(crate) fn load(bundle: &Bundle, model: &Model, wanted: DType, device: &Device) -> Result<Self, LoadError> {
-        let wanted = device.usable(wanted);
+        let wanted = device.usable(model.role, wanted);
         let file = model
             .file(wanted)
             .ok_or_else(|| LoadError::NoFile(model.name.clone()))?;
@@ -175,12 +175,15 @@ pub(crate) fn pictures(pictures: &[RgbImage]) -> Result<Tensor, TchError> {
     let (width, height) = pictures.first().map_or((0, 0), RgbImage::dimensions);
     let size = [pictures.len() as i64, i64::from(height), i64::from(width), 3];
     let length = width as usize * height as usize * 3;
+    // An RgbImage may hold more than its pixels.
+    if let [picture] = pictures {
+        return Tensor::f_from_data_size(&picture.as_raw()[..length], &size, Kind::Uint8);
+    }
     let mut bytes = Vec::with_capacity(pictures.len() * length);
     for picture in pictures {
         if picture.dimensions() != (width, height) {
             return Err(TchError::Shape("the pictures of a batch differ in size".to_owned()));
         }
-        // An RgbImage may hold more than its pixels.
         bytes.extend_from_slice(&picture.as_raw()[..length]);
     }
     Tensor::f_from_data_size(&bytes, &size, Kind::Uint8)
@@ -200,6 +203,14 @@ pub(crate) fn values<T: tch::kind::Element + Default + Clone>(tensor: &Tensor) -
     let mut values = vec![T::default(); tensor.numel()];
     tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)
+}
+
+/// Whether libtorch says that memory was short, on a GPU or on the host (c10's allocators, cuBLAS, cuDNN): a smaller batch may fit.
+pub(crate) fn is_out_of_memory(error: &TchError) -> bool {
+    let text = error.to_string();
+    ["out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED"]
+        .iter()
+        .any(|words| text.contains(words))
 }
 
 /// libtorch's error as the pipeline's: the first line, without the C++ stack below it.

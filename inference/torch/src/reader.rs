@@ -3,15 +3,16 @@
 use crate::{
     LoadError,
     device::Device,
-    module::{LoadedModule, backend, pictures, single, values},
-    runner::Runner,
+    module::{Inference, LoadedModule, backend, pictures, single, values},
+    runner::{Runner, Work},
 };
 use hawkeye_pipeline::{
     bundle::{Bundle, RecognizerOutput},
+    device::DeviceKind,
     geometry::Quad,
     model::{ModelError, TextLine, TextReader},
     ocr::{
-        batch::{Batch, MIN_WIDTH, by_width},
+        batch::{Batch, MIN_WIDTH, by_bucket, by_width},
         crop::cut_line,
         ctc::{Alphabet, Emission, emissions},
         db::{DbOptions, ProbabilityMap, find_lines},
@@ -20,15 +21,20 @@ use hawkeye_pipeline::{
     resize::resize_exact,
 };
 use image::RgbImage;
+use rayon::prelude::*;
+use std::{borrow::Cow, time::Instant};
 use tch::{Kind, TchError, Tensor};
 
-/// Widths of batches on a GPU, in pixels, each a quarter more than the one before: few shapes, so that each can be recorded. Wider
-/// lines have a shape of their own.
-const GPU_WIDTHS: [u32; 9] = [MIN_WIDTH, 400, 504, 632, 792, 992, 1240, 1552, 1944];
-/// Lines of a batch on a GPU; the last one only up to [`GPU_WIDE`].
-const GPU_LINES: [usize; 3] = [4, 16, 64];
-/// From this width on in pixels, the classes of 64 lines would take a gigabyte.
-const GPU_WIDE: u32 = 640;
+/// Widths of batches on a GPU, in pixels, each half as wide again as the one before: few shapes, so that each can be recorded, and
+/// few calls. Wider lines have a shape of their own.
+const GPU_WIDTHS: [u32; 7] = [MIN_WIDTH, 480, 720, 1080, 1616, 2424, 3640];
+/// Lines of a batch on a GPU: it is padded to one of these.
+const GPU_LINES: [usize; 4] = [4, 16, 32, 64];
+/// The most pixels in the widths of a batch on a GPU, together. What the recogniser gives for them takes half a gigabyte in
+/// `float32`.
+const GPU_PIXELS: usize = 32 * 1616;
+/// Lines whose probabilities are computed together on a GPU. They take as much memory as what they are computed from.
+const GPU_SOFTMAX_LINES: i64 = 16;
 
 /// Finds and reads lines of text with the bundle's two OCR models.
 #[derive(Debug)]
@@ -38,6 +44,8 @@ pub struct TorchReader {
     alphabet: Alphabet,
     line_height: u32,
     batch_size: usize,
+    /// Whether batches have few shapes, and characters are chosen without asking the host.
+    on_gpu: bool,
 }
 
 /// What the recogniser read in one picture of a line.
@@ -70,45 +78,79 @@ impl TorchReader {
         let text = String::from_utf8(bundle.read(&characters.path, &characters.sha256)?)
             .map_err(|_| missing("characters in UTF-8"))?;
         let alphabet = Alphabet::from_lines(&text);
+        let on_gpu = device.kind() == DeviceKind::Cuda;
+        let characters: Work = if on_gpu { winners } else { best_classes };
         Ok(Self {
             finder: Runner::new(finder, device, LoadedModule::of_pictures),
-            recogniser: Runner::new(recogniser, device, best_classes),
+            recogniser: Runner::new(recogniser, device, characters),
             alphabet,
             line_height,
             batch_size: batch_size.max(1),
+            on_gpu,
         })
     }
 
-    /// Records the graphs of all shapes that lines are padded to. Without CUDA graphs nothing happens.
+    /// Checks that the recogniser fits its alphabet, and records the graphs of all shapes that lines are padded to, if there are
+    /// graphs.
     pub(crate) fn prepare(&mut self) -> Result<(), ModelError> {
-        if !self.recogniser.has_graphs() {
+        self.check()
+            .and_then(|()| self.record())
+            .map_err(backend("text reader"))
+    }
+
+    fn record(&mut self) -> Result<(), TchError> {
+        if !self.on_gpu {
             return Ok(());
         }
-        for width in GPU_WIDTHS {
-            for lines in GPU_LINES.into_iter().filter(|&lines| lines <= most_lines(width)) {
-                let line = RgbImage::new(width, self.line_height);
-                self.recognise(&vec![line; lines])?;
+        // The largest first: what it leaves free of the shared memory serves the smaller ones.
+        for width in GPU_WIDTHS.into_iter().rev() {
+            for lines in lines_up_to(most_lines(width)).rev() {
+                let blank = self.page(lines, width).tensors()?;
+                self.recogniser.prepare(&blank)?;
             }
         }
         Ok(())
     }
 
+    fn check(&self) -> Result<(), TchError> {
+        let _inference = Inference::begin()?;
+        let recogniser = self.recogniser.module();
+        let (_, device) = recogniser.options();
+        let [bytes, owns] = self.page(1, MIN_WIDTH).tensors()?;
+        let (_, _, classes) = outputs(recogniser, &[bytes.f_to_device(device)?, owns.f_to_device(device)?])?.size3()?;
+        let known = self.alphabet.classes();
+        if classes as usize == known {
+            return Ok(());
+        }
+        Err(TchError::Shape(format!(
+            "the recogniser has {classes} classes, its alphabet {known}"
+        )))
+    }
+
     /// Quads in pixels of the picture that lines are cropped from, and that picture.
-    fn find(&mut self, screenshot: &RgbImage, plan: &Plan) -> Result<(RgbImage, Vec<Quad>), TchError> {
-        let mut picture = resize_exact(screenshot, plan.scaled.0, plan.scaled.1);
+    fn find<'a>(&mut self, screenshot: &'a RgbImage, plan: &Plan) -> Result<(Cow<'a, RgbImage>, Vec<Quad>), TchError> {
+        let mut picture = if plan.scaled == screenshot.dimensions() {
+            Cow::Borrowed(screenshot)
+        } else {
+            Cow::Owned(resize_exact(screenshot, plan.scaled.0, plan.scaled.1))
+        };
         if plan.bars > 0 {
             let mut padded = RgbImage::new(plan.padded().0, plan.padded().1);
-            image::imageops::replace(&mut padded, &picture, 0, plan.bars.into());
-            picture = padded;
+            image::imageops::replace(&mut padded, picture.as_ref(), 0, plan.bars.into());
+            picture = Cow::Owned(padded);
         }
+        let started = Instant::now();
         let input = pictures(&[resize_exact(&picture, plan.input.0, plan.input.1)])?;
+        let scaled = started.elapsed();
         let map: Vec<f32> = values(single(&self.finder.run(&[input])?)?)?;
+        let mapped = started.elapsed().saturating_sub(scaled);
         let map = ProbabilityMap {
             values: &map,
             width: plan.input.0,
             height: plan.input.1,
         };
         let quads = find_lines(&map, plan.padded(), &DbOptions::default());
+        tracing::debug!(?scaled, ?mapped, outlined = ?started.elapsed().saturating_sub(scaled + mapped), "text found");
         Ok((picture, quads))
     }
 
@@ -122,18 +164,24 @@ impl TorchReader {
 
     fn read_lines(&mut self, lines: &[RgbImage]) -> Result<Vec<Reading>, TchError> {
         let widths: Vec<u32> = lines.iter().map(|line| self.scaled_width(line)).collect();
+        let batches = if self.on_gpu {
+            by_bucket(&widths, &GPU_WIDTHS, most_lines)
+        } else {
+            by_width(&widths, self.batch_size)
+        };
         let mut readings = vec![Reading::default(); lines.len()];
-        for batch in by_width(&widths, self.batch_size) {
-            let width = self.padded_width(batch.width);
-            for chunk in batch.lines.chunks(self.most_lines(width)) {
-                let batch = Batch {
-                    lines: chunk.to_vec(),
-                    width,
-                };
-                let input = self.input(&batch, lines, &widths)?;
-                for (&line, reading) in chunk.iter().zip(self.read_batch(&input, chunk.len())?) {
-                    readings[line] = reading;
-                }
+        let first = batches.first().map(|batch| self.input(batch, lines, &widths));
+        let mut next = first.transpose()?;
+        for (at, batch) in batches.iter().enumerate() {
+            let Some(input) = next.take() else { break };
+            let outcome = self.recogniser.run(&input)?;
+            // While a GPU is at this batch.
+            if let Some(batch) = batches.get(at + 1) {
+                next = Some(self.input(batch, lines, &widths)?);
+            }
+            let found = self.readings(&outcome, batch.lines.len())?;
+            for (&line, reading) in batch.lines.iter().zip(found) {
+                readings[line] = reading;
             }
         }
         Ok(readings)
@@ -145,82 +193,44 @@ impl TorchReader {
         ((f64::from(self.line_height) * width / height).ceil() as u32).max(1)
     }
 
-    fn padded_width(&self, width: u32) -> u32 {
-        let recorded = self.recogniser.has_graphs();
-        let wider = recorded.then(|| GPU_WIDTHS.into_iter().find(|&wider| wider >= width));
-        wider.flatten().unwrap_or(width)
-    }
-
-    fn most_lines(&self, width: u32) -> usize {
-        if self.recogniser.has_graphs() {
-            most_lines(width)
-        } else {
-            self.batch_size
+    /// An empty page for `lines` lines.
+    fn page(&self, lines: usize, width: u32) -> Page {
+        let row = 3 * width as usize;
+        Page {
+            size: [lines as i64, self.line_height.into(), width.into(), 3],
+            bytes: vec![0; lines * self.line_height as usize * row],
+            owns: vec![0; lines],
+            row,
         }
     }
 
-    /// What [`best_classes`] takes: the lines on pictures of the batch's width, each scaled to its own, and those own widths.
+    /// The lines on a page of the batch's width, each scaled to its own.
     fn input(&self, batch: &Batch, lines: &[RgbImage], widths: &[u32]) -> Result<[Tensor; 2], TchError> {
         let count = batch.lines.len();
-        let padded = if self.recogniser.has_graphs() {
-            GPU_LINES.into_iter().find(|&lines| lines >= count).unwrap_or(count)
-        } else {
-            count
-        };
-        let mut page = Vec::with_capacity(padded);
-        let mut owns = Vec::with_capacity(padded);
-        for &line in &batch.lines {
-            let own = widths[line].min(batch.width);
-            let mut row = RgbImage::new(batch.width, self.line_height);
-            image::imageops::replace(&mut row, &resize_exact(&lines[line], own, self.line_height), 0, 0);
-            page.push(row);
-            owns.push(i64::from(own));
+        let padded = lines_up_to(usize::MAX).find(|&lines| self.on_gpu && lines >= count);
+        let mut page = self.page(padded.unwrap_or(count), batch.width);
+        // Without `self`: models are not shared between threads.
+        let height = self.line_height;
+        let scaled = |&line: &usize| resize_exact(&lines[line], widths[line].min(batch.width), height);
+        let scaled: Vec<RgbImage> = batch.lines.par_iter().map(scaled).collect();
+        for (place, line) in scaled.iter().enumerate() {
+            page.put(place, line);
         }
-        page.resize(padded, RgbImage::new(batch.width, self.line_height));
-        owns.resize(padded, 0);
-        Ok([pictures(&page)?, Tensor::f_from_slice(&owns)?])
+        page.tensors()
     }
 
-    /// The first `lines` of a batch; what is behind them is padding.
-    fn read_batch(&mut self, input: &[Tensor], lines: usize) -> Result<Vec<Reading>, TchError> {
-        let outcome = self.recogniser.run(input)?;
-        let [output, best, class] = outcome.as_slice() else {
-            return Err(TchError::Shape(format!("{} tensors instead of three", outcome.len())));
+    /// What the recogniser's outcome says about the first `lines` of a batch; what is behind them is padding.
+    fn readings(&self, outcome: &[Tensor], lines: usize) -> Result<Vec<Reading>, TchError> {
+        let (classes, probabilities) = if self.on_gpu {
+            on_host(single(outcome)?, lines as i64)?
+        } else {
+            let kind = self.recogniser.module().model().output;
+            on_processor(outcome, lines as i64, kind)?
         };
-        let (_, steps, classes) = output.size3()?;
-        if classes as usize != self.alphabet.classes() {
-            let known = self.alphabet.classes();
-            return Err(TchError::Shape(format!(
-                "the recogniser has {classes} classes, its alphabet {known}"
-            )));
-        }
-        let class: Vec<i64> = values(&class.f_narrow(0, 0, lines as i64)?)?;
-        let emitted: Vec<Vec<Emission>> = class.chunks_exact(steps.max(1) as usize).map(emissions).collect();
-        let places: Vec<i64> = emitted
-            .iter()
-            .zip(0_i64..)
-            .flat_map(|(line, at)| line.iter().map(move |emission| at * steps + emission.step as i64))
-            .collect();
-        if places.is_empty() {
-            return Ok(vec![Reading::default(); lines]);
-        }
-        let places = Tensor::f_from_slice(&places)?.f_to_device(output.device())?;
-        let chosen = |tensor: &Tensor| tensor.f_index_select(0, &places)?.f_to_kind(Kind::Float);
-        let best = chosen(&best.f_reshape([-1])?)?;
-        let probabilities = match self.recogniser.module().model().output {
-            RecognizerOutput::Probabilities => best,
-            // The softmax at the steps that emit a character only.
-            RecognizerOutput::Logits => {
-                let rows = chosen(&output.f_reshape([-1, classes])?)?;
-                best.f_sub(&rows.f_logsumexp([1_i64].as_slice(), false)?)?.f_exp()?
-            }
-        };
-        let probabilities: Vec<f32> = values(&probabilities)?;
-        let mut rest = probabilities.as_slice();
-        let readings = emitted.iter().map(|line| {
-            let (own, others) = rest.split_at(line.len().min(rest.len()));
-            rest = others;
-            let text = line
+        let mut probabilities = probabilities.into_iter();
+        let readings = classes.iter().map(|emissions| {
+            let own: Vec<f32> = probabilities.by_ref().take(emissions.len()).collect();
+            let text = emissions
                 .iter()
                 .map(|emission| self.alphabet.character(emission.class))
                 .collect();
@@ -235,13 +245,50 @@ impl TorchReader {
     }
 }
 
-const fn most_lines(width: u32) -> usize {
-    GPU_LINES[if width < GPU_WIDE { 2 } else { 1 }]
+/// A batch on its way to the device.
+struct Page {
+    /// Lines, line height, width, 3.
+    size: [i64; 4],
+    bytes: Vec<u8>,
+    /// Each line's own width in pixels; right of it is nothing.
+    owns: Vec<i64>,
+    /// Bytes of a row of pixels.
+    row: usize,
 }
 
-/// (B, line height, W, 3) bytes and each line's own width in pixels → what the recogniser gives, (B, T, classes), and for each
-/// step the best class's value and number.
-fn best_classes(recogniser: &LoadedModule, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+impl Page {
+    /// Puts a picture, no wider than the page and as high as a line, at the left of a line.
+    fn put(&mut self, line: usize, picture: &RgbImage) {
+        self.owns[line] = picture.width().into();
+        let rows = self
+            .bytes
+            .chunks_exact_mut(self.row)
+            .skip(line * picture.height() as usize);
+        for (to, from) in rows.zip(picture.chunks_exact(3 * picture.width() as usize)) {
+            to[..from.len()].copy_from_slice(from);
+        }
+    }
+
+    /// What [`outputs`] takes, on the host.
+    fn tensors(&self) -> Result<[Tensor; 2], TchError> {
+        let bytes = Tensor::f_from_data_size(&self.bytes, &self.size, Kind::Uint8)?;
+        Ok([bytes, Tensor::f_from_slice(&self.owns)?])
+    }
+}
+
+/// The lines of batches on a GPU, up to `most`.
+fn lines_up_to(most: usize) -> impl DoubleEndedIterator<Item = usize> {
+    GPU_LINES.into_iter().filter(move |&lines| lines <= most)
+}
+
+/// Most lines of a batch of this width on a GPU.
+fn most_lines(width: u32) -> usize {
+    let fit = lines_up_to(GPU_PIXELS / width.max(1) as usize).next_back();
+    fit.unwrap_or(GPU_LINES[0])
+}
+
+/// (B, line height, W, 3) bytes and each line's own width in pixels → what the recogniser gives, (B, T, classes).
+fn outputs(recogniser: &LoadedModule, inputs: &[Tensor]) -> Result<Tensor, TchError> {
     let [bytes, owns] = inputs else {
         return Err(TchError::Shape(format!("{} inputs instead of two", inputs.len())));
     };
@@ -251,17 +298,92 @@ fn best_classes(recogniser: &LoadedModule, inputs: &[Tensor]) -> Result<Vec<Tens
     let columns = Tensor::f_arange(width, (Kind::Int64, device))?;
     // Zeros, which is the middle between black and white, right of each line.
     let inside = columns.f_lt_tensor(&owns.f_reshape([-1, 1, 1, 1])?)?.f_to_kind(kind)?;
-    let output = recogniser.call(&[&input.f_mul(&inside)?])?;
+    recogniser.call(&[&input.f_mul(&inside)?])
+}
+
+/// What the recogniser gives, and for each step the best class's value and number.
+fn best_classes(recogniser: &LoadedModule, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+    let output = outputs(recogniser, inputs)?;
     let (best, class) = output.f_max_dim(2, false)?;
     Ok(vec![output, best, class])
 }
 
+/// For each step the best class's number and probability, (2, B, T) `float32`, which is small enough to be fetched at once.
+fn winners(recogniser: &LoadedModule, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+    let output = outputs(recogniser, inputs)?;
+    Ok(vec![winners_of(&output, recogniser.model().output)?])
+}
+
+fn winners_of(output: &Tensor, kind: RecognizerOutput) -> Result<Tensor, TchError> {
+    let mut parts = Vec::new();
+    for lines in output.f_split(GPU_SOFTMAX_LINES, 0)? {
+        let (best, class) = lines.f_max_dim(2, false)?;
+        let probability = match kind {
+            RecognizerOutput::Probabilities => best.f_to_kind(Kind::Float)?,
+            RecognizerOutput::Logits => lines.f_softmax(2, Kind::Float)?.f_amax([2_i64].as_slice(), false)?,
+        };
+        // float32 has every whole number up to 2^24.
+        parts.push(Tensor::f_stack(&[class.f_to_kind(Kind::Float)?, probability], 0)?);
+    }
+    Tensor::f_cat(&parts, 1)
+}
+
+/// The emissions of each line, and the probabilities of all of them, one line after another.
+type Characters = (Vec<Vec<Emission>>, Vec<f32>);
+
+/// Of the first `lines` of [`winners`].
+fn on_host(winners: &Tensor, lines: i64) -> Result<Characters, TchError> {
+    let winners: Vec<f32> = values(&winners.f_narrow(1, 0, lines)?)?;
+    let (class, probability) = winners.split_at(winners.len() / 2);
+    let class: Vec<i64> = class.iter().map(|&class| class as i64).collect();
+    let steps = (class.len() / lines.max(1) as usize).max(1);
+    let emitted: Vec<Vec<Emission>> = class.chunks_exact(steps).map(emissions).collect();
+    let lines = emitted.iter().zip(probability.chunks_exact(steps));
+    let probabilities = lines.flat_map(|(line, own)| line.iter().map(|emission| own[emission.step]));
+    let probabilities = probabilities.collect();
+    Ok((emitted, probabilities))
+}
+
+/// Of the first `lines` of [`best_classes`].
+fn on_processor(outcome: &[Tensor], lines: i64, kind: RecognizerOutput) -> Result<Characters, TchError> {
+    let [output, best, class] = outcome else {
+        return Err(TchError::Shape(format!("{} tensors instead of three", outcome.len())));
+    };
+    let (_, steps, classes) = output.size3()?;
+    let class: Vec<i64> = values(&class.f_narrow(0, 0, lines)?)?;
+    let emitted: Vec<Vec<Emission>> = class.chunks_exact(steps.max(1) as usize).map(emissions).collect();
+    let places: Vec<i64> = emitted
+        .iter()
+        .zip(0_i64..)
+        .flat_map(|(line, at)| line.iter().map(move |emission| at * steps + emission.step as i64))
+        .collect();
+    if places.is_empty() {
+        return Ok((emitted, Vec::new()));
+    }
+    let places = Tensor::f_from_slice(&places)?.f_to_device(output.device())?;
+    let chosen = |tensor: &Tensor| tensor.f_index_select(0, &places)?.f_to_kind(Kind::Float);
+    let best = chosen(&best.f_reshape([-1])?)?;
+    let probabilities = match kind {
+        RecognizerOutput::Probabilities => best,
+        // The softmax at the steps that emit a character only.
+        RecognizerOutput::Logits => {
+            let rows = chosen(&output.f_reshape([-1, classes])?)?;
+            best.f_sub(&rows.f_logsumexp([1_i64].as_slice(), false)?)?.f_exp()?
+        }
+    };
+    Ok((emitted, values(&probabilities)?))
+}
+
 impl TextReader for TorchReader {
     fn read(&mut self, screenshot: &RgbImage, min_score: f32) -> Result<Vec<TextLine>, ModelError> {
+        let started = Instant::now();
         let plan = Plan::new(screenshot.width(), screenshot.height());
         let (picture, quads) = self.find(screenshot, &plan).map_err(backend("text reader"))?;
-        let crops: Vec<RgbImage> = quads.iter().map(|quad| cut_line(&picture, quad)).collect();
+        let found = started.elapsed();
+        let crops: Vec<RgbImage> = quads.par_iter().map(|quad| cut_line(&picture, quad)).collect();
+        let cut = started.elapsed().saturating_sub(found);
         let readings = self.recognise(&crops)?;
+        tracing::debug!(lines = quads.len(), ?found, ?cut, read = ?started.elapsed().saturating_sub(found + cut), "text");
         let lines = quads
             .iter()
             .zip(readings)
@@ -279,18 +401,73 @@ impl TextReader for TorchReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::Rgb;
 
     #[test]
     fn few_shapes_and_none_that_is_too_large() {
+        let shapes = GPU_WIDTHS.map(|width| (width, lines_up_to(most_lines(width)).count()));
         assert!(
-            GPU_WIDTHS
+            shapes
                 .windows(2)
-                .all(|pair| pair[0] < pair[1] && pair[1] <= pair[0] * 5 / 4 + 8)
+                .all(|pair| pair[0].0 < pair[1].0 && pair[1].0 <= pair[0].0 * 3 / 2 + 8)
         );
-        assert!(
-            GPU_WIDTHS
-                .iter()
-                .all(|&width| width as usize * most_lines(width) <= 64 * 640)
-        );
+        assert!(shapes.iter().map(|(_, lines)| lines).sum::<usize>() <= 24, "{shapes:?}");
+        assert_eq!([320, 1080, 1616, 2424, 9999].map(most_lines), [64, 32, 32, 16, 4]);
+        let pixels = |width: u32| width as usize * most_lines(width);
+        assert!(GPU_WIDTHS.into_iter().all(|width| pixels(width) <= GPU_PIXELS));
+    }
+
+    /// A recogniser's output for lines with characters, repeats, blanks and steps without a clear winner.
+    fn drawn(lines: i64, kind: Kind) -> Tensor {
+        let (steps, classes) = (9, 7);
+        let numbers: Vec<f32> = (0..lines * steps * classes)
+            .map(|n| ((n * 7919 % 1009) as f32 / 101.0) - 5.0)
+            .collect();
+        let flat = Tensor::f_from_slice(&numbers).unwrap();
+        flat.f_reshape([lines, steps, classes])
+            .unwrap()
+            .f_to_kind(kind)
+            .unwrap()
+    }
+
+    #[test]
+    fn what_is_chosen_on_a_gpu_is_what_is_chosen_on_a_processor() {
+        // More lines than one softmax takes, and padding behind them.
+        let (padded, lines) = (GPU_SOFTMAX_LINES + 5, GPU_SOFTMAX_LINES + 2);
+        for kind in [RecognizerOutput::Logits, RecognizerOutput::Probabilities] {
+            for number in [Kind::Float, Kind::Half] {
+                let output = drawn(padded, number);
+                let (best, class) = output.f_max_dim(2, false).unwrap();
+                let (expected, scores) = on_processor(&[output.shallow_clone(), best, class], lines, kind).unwrap();
+                let (found, found_scores) = on_host(&winners_of(&output, kind).unwrap(), lines).unwrap();
+                assert_eq!(found, expected);
+                assert_eq!((found.len(), found_scores.len()), (lines as usize, scores.len()));
+                assert!(scores.len() > 50, "{scores:?}");
+                for (found, expected) in found_scores.iter().zip(&scores) {
+                    assert!(
+                        (found - expected).abs() < 1e-5,
+                        "{kind:?}, {number:?}: {found}, {expected}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_lies_at_the_left_of_its_place_and_nothing_elsewhere() {
+        let mut page = Page {
+            size: [3, 2, 4, 3],
+            bytes: vec![0; 3 * 2 * 12],
+            owns: vec![0; 3],
+            row: 12,
+        };
+        page.put(1, &RgbImage::from_fn(2, 2, |x, y| Rgb([1, x as u8, y as u8])));
+        let line = [
+            1_u8, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0,
+        ];
+        assert_eq!(page.bytes, [&[0_u8; 24][..], &line, &[0; 24]].concat());
+        assert_eq!(page.owns, [0, 2, 0]);
+        let [bytes, owns] = page.tensors().unwrap();
+        assert_eq!((bytes.size(), owns.size()), (vec![3, 2, 4, 3], vec![3]));
     }
 }

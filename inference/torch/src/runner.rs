@@ -1,16 +1,12 @@
-//! Work on a device that has the same steps for every input of one shape. On a GPU it is recorded once for each shape as a CUDA
-//! graph, which spares the launch of hundreds of small kernels with every call.
+//! Work on a device that has the same steps for every input of one shape, so that it can be recorded for each shape.
 
 use crate::{
-    batch::is_out_of_memory,
     device::Device,
+    graphs::{Failure, Graphs, failed},
     module::{Inference, LoadedModule},
-    shim::{Graph, GraphPool, trim_memory},
+    shim::trim_memory,
 };
 use tch::{TchError, Tensor};
-
-/// The most shapes that are kept as graphs; the one that was not used for longest makes way.
-const MOST_GRAPHS: usize = 48;
 
 /// What is done with a module and inputs on its device. It must ask nothing of the host.
 pub(crate) type Work = fn(&LoadedModule, &[Tensor]) -> Result<Vec<Tensor>, TchError>;
@@ -19,110 +15,70 @@ pub(crate) type Work = fn(&LoadedModule, &[Tensor]) -> Result<Vec<Tensor>, TchEr
 #[derive(Debug)]
 pub(crate) struct Runner {
     // First: graphs go before the weights that they work on.
-    graphs: Option<Graphs>,
+    graphs: Option<Graphs<Vec<Vec<i64>>>>,
     module: LoadedModule,
     work: Work,
 }
 
-#[derive(Debug)]
-struct Graphs {
-    pool: GraphPool,
-    recorded: Vec<Recorded>,
-    calls: u64,
-}
-
-#[derive(Debug)]
-struct Recorded {
-    // First, so that it goes before the tensors that it works on.
-    graph: Graph,
-    inputs: Vec<Tensor>,
-    outputs: Vec<Tensor>,
-    last_used: u64,
-}
-
 impl Runner {
     pub(crate) fn new(module: LoadedModule, device: &Device, work: Work) -> Self {
-        let graphs = device.graph_pool().map(|pool| Graphs {
-            pool,
-            recorded: Vec::new(),
-            calls: 0,
-        });
-        Self { graphs, module, work }
+        Self {
+            graphs: device.graph_pool().map(Graphs::new),
+            module,
+            work,
+        }
     }
 
     pub(crate) const fn module(&self) -> &LoadedModule {
         &self.module
     }
 
-    pub(crate) const fn has_graphs(&self) -> bool {
-        self.graphs.is_some()
-    }
-
     /// The outcome for inputs on the host, on the device; good until the next call of any model.
     pub(crate) fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
         let _inference = Inference::begin()?;
-        if let Some(graphs) = &mut self.graphs {
-            match graphs.run(&self.module, self.work, inputs) {
-                Ok(outputs) => return Ok(outputs),
-                Err(error) if is_out_of_memory(&error) => {
-                    tracing::warn!(
-                        model = self.module.model().name,
-                        "no memory for another CUDA graph; all are given up"
-                    );
-                    graphs.recorded.clear();
-                    trim_memory()?;
-                }
-                Err(error) => {
-                    // A device that has failed says so again when the kernels are launched one by one.
-                    tracing::warn!(model = self.module.model().name, %error, "CUDA graphs do not work; going on without them, more slowly");
-                    self.graphs = None;
-                }
+        let Self { graphs, module, work } = self;
+        if let Some(recorded) = graphs {
+            let blank = || on_device(module, inputs);
+            match recorded.run(&shapes(inputs), inputs, blank, |inputs| work(module, inputs)) {
+                Ok(Some(outputs)) => return Ok(outputs),
+                Ok(None) => {}
+                Err(error) => self.do_without(&error)?,
             }
         }
         (self.work)(&self.module, &on_device(&self.module, inputs)?)
     }
+
+    /// Records the graph for inputs of these shapes, on the host, at once. Without CUDA graphs, or memory for this one, nothing
+    /// happens.
+    pub(crate) fn prepare(&mut self, inputs: &[Tensor]) -> Result<(), TchError> {
+        let _inference = Inference::begin()?;
+        let Self { graphs, module, work } = self;
+        let Some(recorded) = graphs else { return Ok(()) };
+        let blank = || on_device(module, inputs);
+        match recorded.prepare(&shapes(inputs), blank, |inputs| work(module, inputs)) {
+            Ok(()) => Ok(()),
+            Err(error) => self.do_without(&error),
+        }
+    }
+
+    fn do_without(&mut self, error: &TchError) -> Result<(), TchError> {
+        match failed(&self.module.model().name, error) {
+            Failure::Memory => {
+                if let Some(graphs) = &mut self.graphs {
+                    graphs.make_room();
+                }
+                trim_memory()
+            }
+            Failure::Graphs => {
+                self.graphs = None;
+                Ok(())
+            }
+        }
+    }
 }
 
-impl Graphs {
-    fn run(&mut self, module: &LoadedModule, work: Work, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
-        self.calls += 1;
-        let is_like = |entry: &Recorded| {
-            let mut pairs = entry.inputs.iter().zip(inputs);
-            pairs.all(|(known, input)| known.size() == input.size())
-        };
-        let place = match self.recorded.iter().position(is_like) {
-            Some(place) => place,
-            None => self.record(module, work, inputs)?,
-        };
-        let entry = &mut self.recorded[place];
-        entry.last_used = self.calls;
-        for (known, input) in entry.inputs.iter_mut().zip(inputs) {
-            known.f_copy_(input)?;
-        }
-        entry.graph.replay()?;
-        Ok(entry.outputs.iter().map(Tensor::shallow_clone).collect())
-    }
-
-    /// The place of a new graph for inputs of these shapes.
-    fn record(&mut self, module: &LoadedModule, work: Work, inputs: &[Tensor]) -> Result<usize, TchError> {
-        let inputs = on_device(module, inputs)?;
-        // Once as it is: kernels are loaded and workspaces allocated, which a recording must not do.
-        drop(work(module, &inputs)?);
-        // What that leaves is not used by a recording, which has memory of its own.
-        trim_memory()?;
-        let (graph, outputs) = Graph::record(self.pool, || work(module, &inputs))?;
-        if self.recorded.len() >= MOST_GRAPHS {
-            let oldest = (0..self.recorded.len()).min_by_key(|&at| self.recorded[at].last_used);
-            oldest.map(|at| self.recorded.swap_remove(at));
-        }
-        self.recorded.push(Recorded {
-            graph,
-            inputs,
-            outputs,
-            last_used: 0,
-        });
-        Ok(self.recorded.len() - 1)
-    }
+fn shapes(inputs: &[Tensor]) -> Vec<Vec<i64>> {
+    inputs.iter().map(Tensor::size).collect()
 }
 
 fn on_device(module: &LoadedModule, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {

@@ -4,8 +4,10 @@
 use std::{
     ffi::{CStr, c_char, c_void},
     marker::PhantomData,
+    mem,
     ptr::{self, NonNull},
     rc::Rc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 use tch::TchError;
 
@@ -14,6 +16,7 @@ unsafe extern "C" {
     fn hk_inference_begin() -> *mut c_void;
     fn hk_inference_end(mode: *mut c_void);
     fn hk_stream_use(device: i8) -> *mut c_char;
+    fn hk_stream_current(device: *mut i8, stream: *mut i64) -> *mut c_char;
     fn hk_memory(
         device: i8,
         in_use: *mut i64,
@@ -29,6 +32,7 @@ unsafe extern "C" {
     fn hk_graph_free(slot: *mut c_void);
     fn hk_graph_begin(slot: *mut c_void, first: u64, second: u64) -> *mut c_char;
     fn hk_graph_end(slot: *mut c_void) -> *mut c_char;
+    fn hk_graph_ended(slot: *mut c_void) -> *mut c_char;
     fn hk_graph_replay(slot: *mut c_void) -> *mut c_char;
 }
 
@@ -73,10 +77,19 @@ impl Drop for InferenceMode {
     }
 }
 
-/// Gives this thread a CUDA stream of its own, for all that follows: the default stream cannot be captured.
+/// Makes a GPU this thread's, with a CUDA stream of the thread's own, for all that follows: the default stream cannot be captured.
+/// A thread has one stream on each GPU, however often this is called.
 pub(crate) fn use_own_stream(device: i8) -> Result<(), TchError> {
     // SAFETY: no pointers.
     done(unsafe { hk_stream_use(device) })
+}
+
+/// The number of the GPU that this thread uses, and that of its stream there.
+pub(crate) fn current_stream() -> Result<(i8, i64), TchError> {
+    let (mut device, mut stream) = (0, 0);
+    // SAFETY: two places that outlive the call.
+    done(unsafe { hk_stream_current(&raw mut device, &raw mut stream) })?;
+    Ok((device, stream))
 }
 
 /// What libtorch's allocator holds of a GPU's memory.
@@ -125,16 +138,16 @@ pub(crate) fn trim_memory() -> Result<(), TchError> {
     done(unsafe { hk_memory_trim() })
 }
 
-/// Memory that several graphs share. None of them may run while another's results are still needed.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct GraphPool {
+/// The name that libtorch knows the memory of graphs by. It is good for as long as a graph has that memory, and never again: libtorch's
+/// allocator of host memory remembers that the last one went, and refuses the next (`use_count > 0` in its `CachingHostAllocator.h`).
+#[derive(Debug)]
+struct PoolName {
     first: u64,
     second: u64,
 }
 
-impl GraphPool {
-    /// An error where libtorch_cuda is not open, or is of another release than this program was built for.
-    pub(crate) fn new() -> Result<Self, TchError> {
+impl PoolName {
+    fn new() -> Result<Self, TchError> {
         let (mut first, mut second) = (0, 0);
         // SAFETY: two places that outlive the call.
         done(unsafe { hk_graph_pool(&raw mut first, &raw mut second) })?;
@@ -142,10 +155,45 @@ impl GraphPool {
     }
 }
 
+/// Memory that several graphs share, on one thread. None of them may run while another's results are still needed. It goes back to
+/// the device with the last graph and [`trim_memory`].
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GraphPool(Arc<Mutex<Weak<PoolName>>>);
+
+impl GraphPool {
+    // Nothing that can panic runs under this lock, so a poisoned one is sound.
+    fn latest(&self) -> MutexGuard<'_, Weak<PoolName>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The name that the living graphs have, or a new one.
+    fn name(&self, new: impl FnOnce() -> Result<PoolName, TchError>) -> Result<Arc<PoolName>, TchError> {
+        let mut latest = self.latest();
+        if let Some(name) = latest.upgrade() {
+            return Ok(name);
+        }
+        let name = Arc::new(new()?);
+        *latest = Arc::downgrade(&name);
+        Ok(name)
+    }
+
+    /// Lets nobody have the name any more that the living graphs have.
+    fn forget_name(&self) {
+        *self.latest() = Weak::new();
+    }
+}
+
+/// Whether graphs can be recorded: an error where libtorch_cuda is not open, or is of another release than this program was built for.
+pub(crate) fn graphs_are_there() -> Result<(), TchError> {
+    PoolName::new().map(drop)
+}
+
 /// Work for a GPU, recorded once and run as one: a CUDA graph. It reads and writes the very tensors that it was recorded with.
 #[derive(Debug)]
 pub(crate) struct Graph {
     slot: NonNull<c_void>,
+    /// Gone once the graph is being dropped.
+    pool: Option<Arc<PoolName>>,
 }
 
 // SAFETY: a graph is bound to a device, not to a thread; `&mut` keeps two threads apart.
@@ -154,23 +202,45 @@ unsafe impl Send for Graph {}
 impl Graph {
     /// Records what `work` asks of the device, on this thread's own stream; nothing is computed. Whatever `work` uses for the first
     /// time must have run before.
+    ///
+    /// # Errors
+    /// Those of `work`, and those of libtorch, which say where in the recording they arose.
     pub(crate) fn record<T>(
-        pool: GraphPool,
+        pool: &GraphPool,
         work: impl FnOnce() -> Result<T, TchError>,
     ) -> Result<(Self, T), TchError> {
+        let name = pool.name(PoolName::new)?;
+        let (first, second) = (name.first, name.second);
         let mut made = ptr::null_mut();
         // SAFETY: a place that outlives the call.
         done(unsafe { hk_graph_new(&raw mut made) })?;
         let slot = NonNull::new(made).ok_or_else(|| TchError::Torch("no graph was made".to_owned()))?;
-        let graph = Self { slot };
+        let graph = Self { slot, pool: Some(name) };
         // SAFETY: the slot is alive as long as `graph`.
-        done(unsafe { hk_graph_begin(graph.slot.as_ptr(), pool.first, pool.second) })?;
-        let outcome = work();
+        if let Err(error) = done(unsafe { hk_graph_begin(graph.slot.as_ptr(), first, second) }) {
+            graph.leave(pool);
+            return Err(within("the begin of a recording", &error));
+        }
+        let outcome = work().map_err(|error| within("the recorded work", &error));
         // SAFETY: as above. Recording must end whatever happened, or the stream stays in it.
         let ended = done(unsafe { hk_graph_end(graph.slot.as_ptr()) });
-        let result = outcome?;
-        ended?;
-        Ok((graph, result))
+        match (outcome, ended.map_err(|error| within("the end of a recording", &error))) {
+            (Ok(result), Ok(())) => Ok((graph, result)),
+            (Err(error), _) | (_, Err(error)) => {
+                // SAFETY: as above.
+                if done(unsafe { hk_graph_ended(graph.slot.as_ptr()) }).is_err() {
+                    graph.leave(pool);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A recording that libtorch did not get to its end goes on for libtorch's allocators, which ask the graph with every allocation
+    /// whether it is theirs: it is left where it is, and its memory is never used again.
+    fn leave(self, pool: &GraphPool) {
+        pool.forget_name();
+        mem::forget(self);
     }
 
     /// Runs it, after what this thread asked of the device before.
@@ -180,8 +250,15 @@ impl Graph {
     }
 }
 
+/// The error with where it arose. Its own words stay in it, for [`crate::module::is_out_of_memory`] reads them.
+fn within(phase: &str, error: &TchError) -> TchError {
+    TchError::Torch(format!("{phase}: {error}"))
+}
+
 impl Drop for Graph {
     fn drop(&mut self) {
+        // First, so that nobody takes the name of memory that is about to go.
+        self.pool = None;
         // SAFETY: made by the shim and freed once.
         unsafe { hk_graph_free(self.slot.as_ptr()) }
     }
@@ -205,14 +282,41 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_graphs_has_a_name_for_as_long_as_a_graph_lives() {
+        let (pool, names) = (GraphPool::default(), std::cell::Cell::new(0));
+        let name = |pool: &GraphPool| {
+            let made = pool.name(|| {
+                names.set(names.get() + 1);
+                let second = names.get();
+                Ok(PoolName { first: 0, second })
+            });
+            made.unwrap()
+        };
+        let (first, same) = (name(&pool), name(&pool.clone()));
+        assert_eq!((first.second, same.second), (1, 1));
+        drop(first);
+        assert_eq!(name(&pool).second, 1, "a graph is left");
+        drop(same);
+        let next = name(&pool);
+        assert_eq!(next.second, 2, "libtorch takes no name again");
+        pool.forget_name();
+        assert_eq!(name(&pool).second, 3, "a recording that did not end keeps its own");
+        assert_eq!(name(&GraphPool::default()).second, 4);
+        drop(next);
+        let error = GraphPool::default().name(|| Err(TchError::Torch("no GPU".to_owned())));
+        assert!(error.is_err());
+    }
+
+    #[test]
     fn without_cuda_everything_says_so() {
         // Other tests of this process may have opened libtorch_cuda, but no build machine has a GPU that answers.
         if tch::Cuda::is_available() {
             return;
         }
         for error in [
-            GraphPool::new().map(drop).and_then(|()| use_own_stream(0)).unwrap_err(),
+            graphs_are_there().unwrap_err(),
             use_own_stream(0).unwrap_err(),
+            current_stream().unwrap_err(),
         ] {
             assert!(!error.to_string().is_empty());
         }

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use hawkeye_pipeline::{
-    bundle::{Bundle, DType},
+    bundle::{Bundle, DType, Role},
     decode::{DecodeLimits, decode},
     device::{DeviceChoice, DeviceKind},
     geometry::Rect,
@@ -23,12 +23,13 @@ use std::{env, fs, path::PathBuf, time::Instant};
 
 /// Boxes match from this IoU on.
 const MATCH_IOU: f32 = 0.9;
-/// Least F1 of boxes, over all screenshots; with 16 bits a number, [`MIN_16_BITS`].
+/// Least F1 of boxes, over all screenshots.
 const MIN_F1: f64 = 0.98;
-/// Least share of equal characters, over all screenshots; with 16 bits a number, [`MIN_16_BITS`].
+/// Least share of equal characters, over all screenshots.
 const MIN_CHARACTERS: f64 = 0.98;
-/// Boxes move by fractions of a pixel, and scores near the threshold cross it.
-const MIN_16_BITS: f64 = 0.95;
+/// Least F1 of boxes of text in bfloat16, which only processors compute it in: 0.93 was measured, on a GPU, before text got another
+/// number format there.
+const MIN_F1_BFLOAT16: f64 = 0.92;
 
 #[derive(Debug, Deserialize)]
 struct Reference {
@@ -69,16 +70,14 @@ fn dtype() -> DType {
     env::var("HAWKEYE_TEST_DTYPE").map_or(DType::Float32, |name| name.parse().unwrap())
 }
 
-/// The least score here, for one of float32.
-fn least(float32: f64) -> f64 {
-    if dtype() == DType::Float32 {
-        float32
-    } else {
-        MIN_16_BITS
-    }
-}
-
 fn models() -> Loaded {
+    // What the library has to say is shown when a test fails. Only the first test of the process sets it.
+    drop(
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::INFO)
+            .with_test_writer()
+            .try_init(),
+    );
     let device = env::var("HAWKEYE_TEST_DEVICE").unwrap_or_else(|_| DeviceKind::Cpu.to_string());
     let options = LoadOptions {
         device: device.parse::<DeviceChoice>().unwrap(),
@@ -221,11 +220,18 @@ fn character_errors(found: &[TextLine], expected: &[ReferenceLine]) -> (usize, u
 #[test]
 fn boxes_and_text_equal_the_python_stack() {
     let mut models = models();
+    let finder = models.models.iter().find(|model| model.role == Role::OcrDetector);
+    let finder_dtype = finder.expect("the demo bundle finds text").dtype;
+    let min_text_f1 = match finder_dtype {
+        DType::BFloat16 => MIN_F1_BFLOAT16,
+        DType::Float32 | DType::Float16 => MIN_F1,
+    };
     let mut reader = models.reader.take().expect("the demo bundle reads text");
     let (mut icons_total, mut text_total) = (Score::default(), Score::default());
     let (mut wrong_total, mut characters_total) = (0, 0);
     let screens = screens();
     assert!(screens.len() >= 6, "only {} screenshots", screens.len());
+    println!("text in {finder_dtype}");
     println!("screen                    icons F1   text F1   characters   detect      OCR");
     for (reference, screenshot) in &screens {
         let started = Instant::now();
@@ -269,10 +275,10 @@ fn boxes_and_text_equal_the_python_stack() {
         icons_total.f1(),
         text_total.f1()
     );
-    assert!(icons_total.f1() >= least(MIN_F1), "icons: {icons_total:?}");
-    assert!(text_total.f1() >= least(MIN_F1), "lines of text: {text_total:?}");
+    assert!(icons_total.f1() >= MIN_F1, "icons: {icons_total:?}");
+    assert!(text_total.f1() >= min_text_f1, "lines of text: {text_total:?}");
     assert!(
-        accuracy >= least(MIN_CHARACTERS),
+        accuracy >= MIN_CHARACTERS,
         "{wrong_total} of {characters_total} characters differ"
     );
 }

@@ -39,9 +39,59 @@ pub fn by_width(widths: &[u32], size: usize) -> Vec<Batch> {
     batches
 }
 
+/// Groups lines by `widths` (as above) into batches of few widths, so that a device meets few shapes: each line has the narrowest of
+/// `buckets`, which ascend, that holds it, and a batch has at most `most` lines of that width. Lines wider than all buckets share
+/// batches as [`by_width`] groups them. Every line is in exactly one batch.
+pub fn by_bucket(widths: &[u32], buckets: &[u32], most: impl Fn(u32) -> usize) -> Vec<Batch> {
+    let mut held = vec![Vec::new(); buckets.len()];
+    let mut wider = Vec::new();
+    for (line, &width) in widths.iter().enumerate() {
+        match held.get_mut(buckets.partition_point(|&bucket| bucket < width)) {
+            Some(lines) => lines.push(line),
+            None => wider.push(line),
+        }
+    }
+    let mut batches = Vec::new();
+    for (&width, lines) in buckets.iter().zip(&held) {
+        let parts = lines.chunks(most(width).max(1));
+        batches.extend(parts.map(|lines| Batch {
+            lines: lines.to_vec(),
+            width,
+        }));
+    }
+    let wider_widths: Vec<u32> = wider.iter().map(|&line| widths[line]).collect();
+    let widest = wider_widths.iter().copied().max().unwrap_or_default();
+    batches.extend(by_width(&wider_widths, most(widest)).into_iter().map(|batch| Batch {
+        lines: batch.lines.iter().map(|&at| wider[at]).collect(),
+        ..batch
+    }));
+    batches
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_widths_whatever_the_lines() {
+        let most = |width| if width < 500 { 3 } else { 1 };
+        let batches = by_bucket(&[900, 40, 320, 321, 2000, 100, 7, 1000], &[320, 480, 1000], most);
+        let batch = |lines: &[usize], width| Batch {
+            lines: lines.to_vec(),
+            width,
+        };
+        let expected = [
+            batch(&[1, 2, 5], 320),
+            batch(&[6], 320),
+            batch(&[3], 480),
+            batch(&[0], 1000),
+            batch(&[7], 1000),
+            batch(&[4], 2000),
+        ];
+        assert_eq!(batches, expected);
+        assert_eq!(by_bucket(&[], &[320], most), []);
+        assert_eq!(by_bucket(&[40], &[], most), by_width(&[40], 3));
+    }
 
     #[test]
     fn narrow_lines_first_and_little_padding() {

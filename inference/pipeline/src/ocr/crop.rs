@@ -17,7 +17,7 @@ pub fn cut_line(picture: &RgbImage, quad: &Quad) -> RgbImage {
     let line = if is_upright(quad) {
         let x = (quad[0][0].max(0.0) as u32).min(picture.width().saturating_sub(1));
         let y = (quad[0][1].max(0.0) as u32).min(picture.height().saturating_sub(1));
-        image::imageops::crop_imm(picture, x, y, width, height).to_image()
+        cut(picture, x, y, width, height)
     } else {
         straightened(picture, quad, width, height)
     };
@@ -26,6 +26,21 @@ pub fn cut_line(picture: &RgbImage, quad: &Quad) -> RgbImage {
     } else {
         line
     }
+}
+
+/// The part of a rectangle that lies in the picture.
+fn cut(picture: &RgbImage, x: u32, y: u32, width: u32, height: u32) -> RgbImage {
+    let width = width.min(picture.width().saturating_sub(x));
+    let height = height.min(picture.height().saturating_sub(y));
+    let mut line = RgbImage::new(width, height);
+    let row = |pixels: u32| 3 * pixels as usize;
+    if width > 0 {
+        let rows = picture.as_raw().chunks_exact(row(picture.width())).skip(y as usize);
+        for (to, from) in line.chunks_exact_mut(row(width)).zip(rows) {
+            to.copy_from_slice(&from[row(x)..row(x + width)]);
+        }
+    }
+    line
 }
 
 fn is_upright(quad: &Quad) -> bool {
@@ -55,13 +70,15 @@ fn straightened(picture: &RgbImage, quad: &Quad, width: u32, height: u32) -> Rgb
 fn bicubic(picture: &RgbImage, x: f32, y: f32) -> Rgb<u8> {
     let (left, top) = (x.floor(), y.floor());
     let (wx, wy) = (weights(x - left), weights(y - top));
-    let clamp = |value: f32, size: u32| value.clamp(0.0, size.saturating_sub(1) as f32) as u32;
+    let clamp = |value: f32, size: u32| value.clamp(0.0, size.saturating_sub(1) as f32) as usize;
+    let columns: [usize; 4] = std::array::from_fn(|column| 3 * clamp(left + column as f32 - 1.0, picture.width()));
+    let row_length = 3 * picture.width() as usize;
     let mut sum = [0.0_f32; 3];
     for (row, wy) in wy.iter().enumerate() {
-        let sample_y = clamp(top + row as f32 - 1.0, picture.height());
-        for (column, wx) in wx.iter().enumerate() {
-            let pixel = picture.get_pixel(clamp(left + column as f32 - 1.0, picture.width()), sample_y);
-            for (sum, value) in sum.iter_mut().zip(pixel.0) {
+        let y = clamp(top + row as f32 - 1.0, picture.height());
+        let pixels = &picture.as_raw()[y * row_length..][..row_length];
+        for (&column, wx) in columns.iter().zip(wx) {
+            for (sum, &value) in sum.iter_mut().zip(&pixels[column..column + 3]) {
                 *sum += f32::from(value) * wx * wy;
             }
         }
@@ -89,7 +106,12 @@ mod tests {
         let picture = gradient();
         let line = cut_line(&picture, &[[10.0, 5.0], [40.0, 5.0], [40.0, 15.0], [10.0, 15.0]]);
         assert_eq!(line.dimensions(), (30, 10));
-        assert_eq!(line.get_pixel(3, 4), picture.get_pixel(13, 9));
+        assert_eq!(line, image::imageops::crop_imm(&picture, 10, 5, 30, 10).to_image());
+        let over_the_border = cut_line(&picture, &[[50.0, 30.0], [90.0, 30.0], [90.0, 45.0], [50.0, 45.0]]);
+        assert_eq!(
+            over_the_border,
+            image::imageops::crop_imm(&picture, 50, 30, 10, 10).to_image()
+        );
     }
 
     #[test]

@@ -5,8 +5,9 @@ use super::{
     quad::{Point, grown, hull, measure, min_rect, ordered, spans},
 };
 use crate::geometry::Quad;
-use image::{GrayImage, Luma};
+use image::GrayImage;
 use imageproc::contours::find_contours;
+use rayon::prelude::*;
 
 /// rapidocr 3.10's defaults for PP-OCRv6.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +38,9 @@ const MIN_SIDE: f64 = 3.0;
 /// Lines of at most this width or height are noise, in pixels of the picture.
 const MIN_LINE: f64 = 3.0;
 
+/// A mask is searched in bands of at least this many rows.
+const BAND: usize = 64;
+
 /// A probability map, row by row.
 #[derive(Debug, Clone, Copy)]
 pub struct ProbabilityMap<'a> {
@@ -55,47 +59,98 @@ pub fn find_lines(map: &ProbabilityMap<'_>, target: (u32, u32), options: &DbOpti
     if map.values.len() != map.width as usize * map.height as usize || map.values.is_empty() {
         return Vec::new();
     }
-    let mask = binarised(map, options.threshold);
-    let mut lines = Vec::new();
-    for contour in find_contours::<i32>(&mask).into_iter().take(options.max_candidates) {
-        let points = contour
-            .points
-            .iter()
-            .map(|point| [f64::from(point.x), f64::from(point.y)])
-            .collect();
-        let Some(outline) = min_rect(&hull(points)) else {
-            continue;
-        };
-        if outline.short_side < MIN_SIDE || mean_inside(map, &outline.corners) < options.box_threshold {
-            continue;
-        }
-        let (area, length) = measure(&outline.corners);
-        // Clipper works on whole pixels and cuts fractions off.
-        let whole = outline.corners.map(|corner| corner.map(f64::trunc));
-        let Some(line) = min_rect(&hull(grown(&whole, area * options.unclip_ratio / length))) else {
-            continue;
-        };
-        if line.short_side < MIN_SIDE + 2.0 {
-            continue;
-        }
-        lines.extend(placed(line.corners, map, target));
-    }
+    let outlines = outlines(&binarised(map, options.threshold), map.width);
+    let mut lines: Vec<Quad> = outlines
+        .into_par_iter()
+        .take(options.max_candidates)
+        .filter_map(|points| line_within(points, map, target, options))
+        .collect();
     reading_order(&mut lines);
     lines
 }
 
-/// Pixels above the threshold, each grown by one pixel right and down (a 2 × 2 dilation).
-fn binarised(map: &ProbabilityMap<'_>, threshold: f32) -> GrayImage {
-    let mut mask = GrayImage::new(map.width, map.height);
-    for (row, y) in map.values.chunks_exact(map.width as usize).zip(0_u32..) {
-        for (&value, x) in row.iter().zip(0_u32..) {
-            if value > threshold {
-                for (x, y) in [(x, y), (x + 1, y), (x, y + 1), (x + 1, y + 1)] {
-                    if x < map.width && y < map.height {
-                        mask.put_pixel(x, y, Luma([255]));
-                    }
-                }
-            }
+/// The line whose pixels these points enclose, in pixels of the picture; `None` for noise.
+fn line_within(points: Vec<Point>, map: &ProbabilityMap<'_>, target: (u32, u32), options: &DbOptions) -> Option<Quad> {
+    let outline = min_rect(&hull(points))?;
+    if outline.short_side < MIN_SIDE || mean_inside(map, &outline.corners) < options.box_threshold {
+        return None;
+    }
+    let (area, length) = measure(&outline.corners);
+    // Clipper works on whole pixels and cuts fractions off.
+    let whole = outline.corners.map(|corner| corner.map(f64::trunc));
+    let line = min_rect(&hull(grown(&whole, area * options.unclip_ratio / length)))?;
+    if line.short_side < MIN_SIDE + 2.0 {
+        return None;
+    }
+    placed(line.corners, map, target)
+}
+
+/// The outlines in a mask of `width` bytes a row, inner ones as well, from top to bottom: of each the [`outermost`] points. Bands
+/// between empty rows are searched side by side, for no outline crosses one.
+fn outlines(mask: &[u8], width: u32) -> Vec<Vec<Point>> {
+    let in_band = |(top, rows): (usize, &[u8])| -> Vec<Vec<Point>> {
+        let height = (rows.len() / width as usize) as u32;
+        let band = GrayImage::from_raw(width, height, rows.to_vec()).expect("whole rows");
+        let contours = find_contours::<i32>(&band);
+        contours
+            .iter()
+            .map(|contour| outermost(contour.points.iter().map(|point| (point.x, point.y + top as i32))))
+            .collect()
+    };
+    let found: Vec<_> = bands(mask, width as usize).into_par_iter().map(in_band).collect();
+    found.into_iter().flatten().collect()
+}
+
+/// A mask of `width` bytes a row cut at empty rows: the first row of each band, and its rows.
+fn bands(mask: &[u8], width: usize) -> Vec<(usize, &[u8])> {
+    let (mut bands, mut top) = (Vec::new(), 0);
+    for (at, row) in mask.chunks_exact(width).enumerate() {
+        if at - top >= BAND && row.iter().all(|&on| on == 0) {
+            bands.push((top, &mask[top * width..at * width]));
+            top = at;
+        }
+    }
+    bands.push((top, &mask[top * width..]));
+    bands
+}
+
+/// Of the points of each column the highest and the lowest, from left to right: no other can be a corner of a hull.
+fn outermost(points: impl Iterator<Item = (i32, i32)> + Clone) -> Vec<Point> {
+    let xs = points.clone().map(|(x, _)| x);
+    let (Some(left), Some(right)) = (xs.clone().min(), xs.max()) else {
+        return Vec::new();
+    };
+    let mut columns = vec![(i32::MAX, i32::MIN); (right - left) as usize + 1];
+    for (x, y) in points {
+        let (high, low) = &mut columns[(x - left) as usize];
+        (*high, *low) = ((*high).min(y), (*low).max(y));
+    }
+    let columns = (left..).zip(columns).filter(|(_, (high, low))| high <= low);
+    columns
+        .flat_map(|(x, (high, low))| [high, low].map(|y| [f64::from(x), f64::from(y)]))
+        .collect()
+}
+
+/// A byte for each pixel, not 0 where it is above the threshold; each such pixel is grown by one right and down (a 2 × 2 dilation).
+fn binarised(map: &ProbabilityMap<'_>, threshold: f32) -> Vec<u8> {
+    let width = map.width as usize;
+    let mut mask = vec![0_u8; map.values.len()];
+    let mut grown = vec![0_u8; width];
+    let on = |value: f32| if value > threshold { 255 } else { 0 };
+    // Row by row and without a branch, because this goes over every pixel of a screen.
+    for (y, row) in map.values.chunks_exact(width).enumerate() {
+        for (grown, &value) in grown.iter_mut().zip(row) {
+            *grown = on(value);
+        }
+        for (grown, &before) in grown.iter_mut().skip(1).zip(row) {
+            *grown |= on(before);
+        }
+        let (this, below) = mask[y * width..].split_at_mut(width);
+        for (mask, &grown) in this.iter_mut().zip(&grown) {
+            *mask |= grown;
+        }
+        for (mask, &grown) in below.iter_mut().zip(&grown) {
+            *mask |= grown;
         }
     }
     mask
@@ -162,6 +217,53 @@ mod tests {
         // third too faint.
         let lines = find_lines(&map, (400, 200), &DbOptions::default());
         assert_eq!(lines, [[[26.0, 46.0], [214.0, 46.0], [214.0, 94.0], [26.0, 94.0]]]);
+    }
+
+    #[test]
+    fn a_pixel_grows_right_and_down_and_not_over_the_border() {
+        let mut values = vec![0.0; 12];
+        for at in [1, 7, 11] {
+            values[at] = 0.5;
+        }
+        let map = ProbabilityMap {
+            values: &values,
+            width: 4,
+            height: 3,
+        };
+        let rows = [[0_u8, 1, 1, 0], [0, 1, 1, 1], [0, 0, 0, 1]];
+        assert_eq!(
+            binarised(&map, 0.3),
+            rows.concat().iter().map(|on| on * 255).collect::<Vec<u8>>()
+        );
+        assert!(binarised(&map, 0.5).iter().all(|&on| on == 0));
+    }
+
+    #[test]
+    fn bands_and_outermost_points_change_no_hull() {
+        let (width, height) = (50_u32, 400_u32);
+        // Blobs with holes, some of which touch the border, and a few empty rows between.
+        let on = |x: u32, y: u32| {
+            let noise = (x / 3 * 7919 + y / 2 * 104_729) % 11;
+            y % 37 < 33 && noise > 3
+        };
+        let mask: Vec<u8> = (0..width * height)
+            .map(|at| if on(at % width, at / width) { 255 } else { 0 })
+            .collect();
+        assert!(bands(&mask, width as usize).len() > 3);
+        let rows: usize = bands(&mask, width as usize).iter().map(|(_, rows)| rows.len()).sum();
+        assert_eq!(rows, mask.len());
+        let whole = find_contours::<i32>(&GrayImage::from_raw(width, height, mask.clone()).unwrap());
+        let found = outlines(&mask, width);
+        assert_eq!(found.len(), whole.len());
+        assert!(found.len() > 100 && whole.iter().any(|contour| contour.parent.is_some()));
+        for (found, contour) in found.into_iter().zip(whole) {
+            let all = contour
+                .points
+                .iter()
+                .map(|point| [f64::from(point.x), f64::from(point.y)]);
+            assert_eq!(hull(found), hull(all.collect()));
+        }
+        assert_eq!(outermost(std::iter::empty()), [[0.0; 2]; 0]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::vitals::Vitals;
 use super::work::{Batch, FindJob, Found, Task};
 use super::{EngineError, LoadError, ModelInfo, ModelState, Shared, WARM_UP_SIZE, with_causes};
 use crate::device::Denied;
+use hawkeye_pipeline::device::DeviceKind;
 use hawkeye_pipeline::parser::{ParseError, ParseOptions, Parser};
 use image::{Rgb, RgbImage};
 use std::any::Any;
@@ -12,6 +13,19 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+/// What a GPU parses before it is sent anything: common screens, for the first one of a size takes it seconds, and each twice, for it
+/// records what comes again.
+const GPU_WARM_UP: [(u32, u32); 8] = [
+    WARM_UP_SIZE,
+    WARM_UP_SIZE,
+    (1280, 960),
+    (1280, 960),
+    (1920, 1080),
+    (1920, 1080),
+    (2560, 1440),
+    (2560, 1440),
+];
 
 /// How often at most a device is asked for its memory.
 const MEMORY_EVERY: Duration = Duration::from_secs(1);
@@ -96,25 +110,40 @@ where
 {
     let loaded = catch_unwind(AssertUnwindSafe(|| {
         let (mut parser, mut info) = load(number)?;
-        info.warm_up = first_parse(&mut parser, warm_up)?;
+        parser
+            .prepare(warm_up.profile.prompt)
+            .map_err(|error| unusable(&error))?;
+        let sizes: &[_] = if info.device == DeviceKind::Cuda {
+            &GPU_WARM_UP
+        } else {
+            &[WARM_UP_SIZE]
+        };
+        for &size in sizes {
+            info.warm_up += first_parse(&mut parser, warm_up, size).map_err(|error| unusable(&error))?;
+        }
         Ok::<_, LoadError>((parser, info))
     }));
     loaded.unwrap_or_else(|panic| Err(format!("the loader panicked: {}", panic_text(panic.as_ref())).into()))
 }
 
+fn unusable(error: &(dyn std::error::Error + 'static)) -> LoadError {
+    format!("the models were loaded but do not run: {}", with_causes(error)).into()
+}
+
 /// Parses a made-up screenshot, so that no request pays for kernels and memory, and a device that does not work is known
 /// before it is sent any. How long that took.
-fn first_parse(parser: &mut Parser, options: &ParseOptions) -> Result<Duration, LoadError> {
-    let (width, height) = WARM_UP_SIZE;
+fn first_parse(
+    parser: &mut Parser,
+    options: &ParseOptions,
+    (width, height): (u32, u32),
+) -> Result<Duration, ParseError> {
     // A light page with a column of dark bars.
     let screenshot = RgbImage::from_fn(width, height, |x, y| {
         let bar = (64..320).contains(&x) && y % 48 < 16;
         Rgb(if bar { [64; 3] } else { [240; 3] })
     });
     let started = Instant::now();
-    parser
-        .parse(&screenshot, options)
-        .map_err(|error| format!("the models were loaded but do not run: {}", with_causes(&error)))?;
+    parser.parse(&screenshot, options)?;
     Ok(started.elapsed())
 }
 
@@ -172,12 +201,13 @@ struct Worker {
 }
 
 impl Worker {
-    /// `info` is what was asked for; the first parse may have shown that batches have to be smaller.
+    /// `info` is what was asked for; loading may have shown that batches have to be smaller.
     fn new(number: usize, parser: Parser, info: &ModelInfo, shared: Arc<Shared>) -> Self {
         let vitals = shared.more_vitals();
         let batch_size = parser.batch_size();
         if batch_size < info.batch_size {
             vitals.shrink_batch(batch_size);
+            shared.metrics.devices.batch_shrinks.inc();
         }
         Self {
             number,

@@ -39,7 +39,7 @@ impl Network {
         device: &Device,
     ) -> Result<Self, LoadError> {
         let files: CaptionerFiles<'_> = model
-            .captioner_files(device.usable(wanted))
+            .captioner_files(device.usable(model.role, wanted))
             .ok_or_else(|| LoadError::NoFile(model.name.clone()))?;
         if files.dtype != wanted {
             tracing::warn!(model = model.name, wanted = %wanted, used = %files.dtype, "the captioner runs in another number format");
