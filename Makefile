@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo demo-down test check gen images bundle env tools e2e-binary bench-operator plugin bench-plan bench-inference
+.PHONY: help setup demo demo-down test check gen images bundle env tools e2e-binary bench-operator plugin bench-plan bench-inference soak-inference
 
 PLUGIN_DIR ?= $(HOME)/.local/bin
 
@@ -67,6 +67,13 @@ bench-inference: e2e-binary ## time the service beside the Python pipeline of th
 	@$(in_env) PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=inference/bench:inference/export/src "$$HAWKEYE_PYTHON" -m hawkeye_bench \
 	    --program "$$CARGO_TARGET_DIR/release/hawkeye-inference" --models "$$HAWKEYE_CACHE/bundles/demo" \
 	    --bundle "$$HAWKEYE_CACHE/bundles/bench" $(BENCH)
+
+soak-inference: e2e-binary ## 64 clients at once on a service of their own for SECONDS (default 300); fails when a rule is broken
+	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" images bundle
+	@$(in_env) inference/export/captions-test.sh
+	@$(in_env) cargo build --release --locked --package hawkeye-inference
+	@$(in_env) PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=inference/bench "$$HAWKEYE_PYTHON" -m hawkeye_bench.soak \
+	    --program "$$CARGO_TARGET_DIR/release/hawkeye-inference" --bundle "$$HAWKEYE_CACHE/bundles/captions-test" --seconds $(or $(SECONDS),300)
 
 env: ## print the variables of a build: eval "$(make env)"
 	@$(in_env) for name in HAWKEYE_CACHE CARGO_TARGET_DIR PATH LIBTORCH LIBTORCH_CXX11_ABI LD_LIBRARY_PATH GOTOOLCHAIN HAWKEYE_PYTHON; do \

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hawkeye_export.caption_original import generate, original
 from hawkeye_export.caption_reference import MEAN, STD, Rules
 from hawkeye_export.caption_tokenizer import prompts, seeded_tokenizer
 from hawkeye_export.caption_weights import ENDLESS, locate, read
@@ -86,14 +87,7 @@ class Reference:
             crops.append(cv2.resize(pixels[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)], (64, 64)))
         prepared = _processor(as_shipped)(images=crops, return_tensors="pt")["pixel_values"].to(self.device, self.dtype)
         tokens = PATCHES_768 if as_shipped else BASE.image_tokens
-        prompt = [self.captioner.config.image_token_id] * tokens + self.question
-        asked = torch.tensor([prompt] * len(crops), device=self.device)
-        out = self.captioner.generate(
-            input_ids=asked, pixel_values=prepared, attention_mask=torch.ones_like(asked), max_new_tokens=RULES.max_new_tokens,
-            num_beams=1, do_sample=False, no_repeat_ngram_size=RULES.no_repeat_ngram, decoder_start_token_id=RULES.start,
-            forced_bos_token_id=RULES.forced_first, forced_eos_token_id=RULES.forced_last, bos_token_id=0, eos_token_id=RULES.end,
-            pad_token_id=1,
-        )  # fmt: skip
+        out = generate(self.captioner, prepared, self.question, tokens, RULES)
         rows = out[:, 1:].tolist()
         if any(len(row) != RULES.max_new_tokens or RULES.end in row[:-1] for row in rows):
             raise ValueError("a caption did not have the full length")
@@ -103,11 +97,13 @@ class Reference:
 class OcrReference:
     """rapidocr on ONNX Runtime, on the processor wherever the other models run, as OmniParser's service reads text."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None) -> None:
+        """`threads` for a process that is confined to so many processors, which ONNX Runtime does not see by itself."""
         from rapidocr import RapidOCR
 
         self.ocr = RapidOCR(
             params={
+                "EngineConfig.onnxruntime.intra_op_num_threads": threads or -1,
                 "Global.use_cls": False, "Global.text_score": 0.5, "Global.log_level": "critical",
                 "Det.model_path": str(ocr_path(OCR_DETECTOR)), "Rec.model_path": str(ocr_path(OCR_RECOGNIZER)),
             }
@@ -139,32 +135,11 @@ class Stopwatch:
 def _florence(device: str, dtype: torch.dtype, prompt: str) -> tuple[Any, list[int], Any]:
     """Hugging Face's network with the seeded weights, the prompt's tokens, and the tokenizer."""
     from tokenizers import Tokenizer
-    from transformers import Florence2Config, Florence2ForConditionalGeneration
 
-    c, weights, bias = read(locate(ENDLESS))
-    vision = {
-        "depths": c.depths, "patch_size": c.patch_sizes, "patch_stride": c.strides, "patch_padding": c.paddings,
-        "patch_prenorm": c.prenorm, "embed_dim": c.dims, "num_heads": c.vision_heads, "num_groups": c.groups,
-        "window_size": c.window, "projection_dim": c.width, "max_position_embeddings": c.image_positions,
-        "max_temporal_embeddings": c.temporal_positions,
-    }  # fmt: skip
-    text = {
-        "model_type": "bart", "vocab_size": c.vocabulary, "d_model": c.width, "encoder_layers": c.encoder_layers,
-        "decoder_layers": c.decoder_layers, "encoder_attention_heads": c.encoder_heads, "decoder_attention_heads": c.decoder_heads,
-        "encoder_ffn_dim": c.encoder_ffn, "decoder_ffn_dim": c.decoder_ffn, "max_position_embeddings": c.positions,
-    }  # fmt: skip
-    # Any token that no prompt has can mark the places of the image.
-    model = Florence2ForConditionalGeneration(Florence2Config(vision_config=vision, text_config=text, image_token_id=c.vocabulary - 1))
-    state = {f"model.{name}": tensor for name, tensor in weights.items()}
-    state["lm_head.weight"] = state["model.language_model.shared.weight"]
-    for part in ("encoder", "decoder"):
-        state[f"model.language_model.{part}.embed_tokens.weight"] = state["lm_head.weight"]
-    model.load_state_dict(state, strict=True)
-    if bias is not None:
-        # Hugging Face's form has no bias of the logits: captions are kept from ending by a bias of the last layer.
-        model.lm_head.bias = torch.nn.Parameter(bias)
-    tokenizer = seeded_tokenizer(c.vocabulary, 0)
-    return model.to(device, dtype).eval(), prompts(tokenizer, c.vocabulary)[prompt].tokens, Tokenizer.from_str(tokenizer)
+    config, weights, bias = read(locate(ENDLESS))
+    tokenizer = seeded_tokenizer(config.vocabulary, 0)
+    model = original(config, weights, bias).to(device, dtype)
+    return model, prompts(tokenizer, config.vocabulary)[prompt].tokens, Tokenizer.from_str(tokenizer)
 
 
 def _processor(as_shipped: bool) -> Any:

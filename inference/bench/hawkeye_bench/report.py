@@ -27,6 +27,8 @@ class Row:
 
     name: str
     device: str
+    dtype: str
+    """Number format of ours."""
     median_ms: float
     p99_ms: float
     reference_median_ms: float | None
@@ -42,7 +44,7 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def summed_up(name: str, device: str, times: Times) -> Row:
+def summed_up(name: str, device: str, dtype: str, times: Times) -> Row:
     """The row of a scenario with at least one time of ours."""
     ours = median(times.ours)
     reference = median(times.reference) if times.reference else None
@@ -54,6 +56,7 @@ def summed_up(name: str, device: str, times: Times) -> Row:
     return Row(
         name=name,
         device=device,
+        dtype=dtype,
         median_ms=round(ours, 2),
         p99_ms=round(percentile(times.ours, 0.99), 2),
         reference_median_ms=None if reference is None else round(reference, 2),
@@ -66,11 +69,11 @@ def summed_up(name: str, device: str, times: Times) -> Row:
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    head = ["scenario", "device", "median ms", "p99 ms", "reference ms", "ratio", "as shipped", "per second", "stages ms"]
+    head = ["scenario", "device", "format", "median ms", "p99 ms", "reference ms", "ratio", "as shipped", "per second", "stages ms"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         stages = ", ".join(f"{stage} {value:.1f}" for stage, value in row.stages_ms.items() if value)
-        lines.append([row.name, row.device, *map(_cell, _figures(row)), stages])
+        lines.append([row.name, row.device, row.dtype, *map(_cell, _figures(row)), stages])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -108,3 +108,11 @@ class Client:
         if response.status != 200:
             raise ServiceError(f"{response.status}: {answer[:300]!r}")
         return took, json.loads(answer)
+
+    def get(self, path: str) -> bytes:
+        self.connection.request("GET", path)
+        response = self.connection.getresponse()
+        answer = response.read()
+        if response.status != 200:
+            raise ServiceError(f"{path}: {response.status}: {answer[:300]!r}")
+        return answer

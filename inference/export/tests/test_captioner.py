@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from hawkeye_export import bundle as bundles
-from hawkeye_export import captioner, cli
+from hawkeye_export import caption_original, captioner, cli
 from hawkeye_export.caption_reference import (
     DOUBTFUL_MARGIN,
     Rules,
@@ -48,41 +48,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def original():
     """Hugging Face's own Florence-2 with the same weights."""
-    from transformers import Florence2Config, Florence2ForConditionalGeneration
-
-    c = SMALL
-    vision = {
-        "depths": c.depths, "patch_size": c.patch_sizes, "patch_stride": c.strides, "patch_padding": c.paddings,
-        "patch_prenorm": c.prenorm, "embed_dim": c.dims, "num_heads": c.vision_heads, "num_groups": c.groups,
-        "window_size": c.window, "projection_dim": c.width, "max_position_embeddings": c.image_positions,
-        "max_temporal_embeddings": c.temporal_positions,
-    }  # fmt: skip
-    text = {
-        "model_type": "bart", "vocab_size": c.vocabulary, "d_model": c.width, "encoder_layers": c.encoder_layers,
-        "decoder_layers": c.decoder_layers, "encoder_attention_heads": c.encoder_heads, "decoder_attention_heads": c.decoder_heads,
-        "encoder_ffn_dim": c.encoder_ffn, "decoder_ffn_dim": c.decoder_ffn, "max_position_embeddings": c.positions,
-    }  # fmt: skip
-    # Any token that no prompt has can mark the places of the image.
-    config = Florence2Config(vision_config=vision, text_config=text, image_token_id=c.vocabulary - 1)
-    model = Florence2ForConditionalGeneration(config).eval()
-    weights = {f"model.{name}": tensor for name, tensor in seeded(c, SEED).items()}
-    weights["lm_head.weight"] = weights["model.language_model.shared.weight"]
-    for part in ("encoder", "decoder"):
-        weights[f"model.language_model.{part}.embed_tokens.weight"] = weights["lm_head.weight"]
-    model.load_state_dict(weights, strict=True)
-    return model
+    return caption_original.original(SMALL, seeded(SMALL, SEED))
 
 
 def generate_original(model, crops: np.ndarray, question: list[int]) -> tuple[list[list[int]], list[list[float]]]:
     """Tokens without the start token up to the first end, and the margin of the two best scores at each of them."""
-    image = [model.config.image_token_id] * SMALL.image_tokens
-    out = model.generate(
-        input_ids=torch.tensor([image + question] * len(crops)), pixel_values=normalised(crops),
-        attention_mask=torch.ones(len(crops), len(image) + len(question), dtype=torch.long),
-        max_new_tokens=RULES.max_new_tokens, num_beams=1, do_sample=False, no_repeat_ngram_size=RULES.no_repeat_ngram,
-        decoder_start_token_id=RULES.start, forced_bos_token_id=RULES.forced_first, forced_eos_token_id=RULES.forced_last,
-        bos_token_id=0, eos_token_id=RULES.end, pad_token_id=1, return_dict_in_generate=True, output_scores=True,
-    )  # fmt: skip
+    more = {"return_dict_in_generate": True, "output_scores": True}
+    out = caption_original.generate(model, normalised(crops), question, SMALL.image_tokens, RULES, **more)
     tokens = [until_end(row) for row in out.sequences[:, 1:].tolist()]
     best = torch.stack([scores.topk(2).values for scores in out.scores], 1)
     margins = (best[..., 0] - best[..., 1]).tolist()

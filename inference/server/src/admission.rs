@@ -31,12 +31,16 @@ impl ServiceRate {
         self.last = Some(self.last.map_or(done, |last| last.max(done)));
     }
 
+    /// How long it takes until `held` requests are answered. `guess` is the time of one, for as long as none was measured.
+    fn until_answered(&self, held: usize, guess: Duration) -> Duration {
+        let interval = self.interval.unwrap_or(guess.as_secs_f64());
+        Duration::try_from_secs_f64(interval * held as f64).unwrap_or(Duration::MAX)
+    }
+
     /// When to try again if `held` requests are there now: by then half of them are answered. `guess` is the time of one
     /// parse, for as long as none was measured.
     pub fn retry_after(&self, held: usize, guess: Duration) -> Duration {
-        let interval = self.interval.unwrap_or(guess.as_secs_f64());
-        let wait = Duration::try_from_secs_f64(interval * held as f64 / 2.0).unwrap_or(LONGEST);
-        wait.clamp(SHORTEST, LONGEST)
+        (self.until_answered(held, guess) / 2).clamp(SHORTEST, LONGEST)
     }
 }
 
@@ -51,7 +55,8 @@ struct Held {
     expected: f64,
 }
 
-/// Decides who is let in, by what is held: requests, because each keeps its body, and crops, because those are what takes time.
+/// Decides who is let in, by what is held: requests, because each keeps its body, and crops, because those are what takes time. Who
+/// could not be answered within the time limit is sent away at once, instead of after it.
 ///
 /// The crops of a screenshot are known only once it has been searched. Until then a request counts with as many as the last
 /// ones had, in the mean; at first with the most that the profile returns. From then on it counts with its own, less those
@@ -59,6 +64,8 @@ struct Held {
 #[derive(Debug, Clone)]
 pub struct Admission {
     most_requests: usize,
+    /// How long the wait may be.
+    patience: Duration,
     held: Arc<Mutex<Held>>,
     metrics: Arc<Metrics>,
 }
@@ -100,14 +107,17 @@ impl Drop for Admitted {
 }
 
 impl Admission {
-    /// `most_requests` places, at least one; `crops` is what is expected of a request for as long as none was searched.
-    pub fn new(most_requests: usize, crops: usize, metrics: Arc<Metrics>) -> Self {
+    /// `most_requests` places, at least one; `crops` is what is expected of a request for as long as none was searched, and
+    /// `longest` the time limit of one.
+    pub fn new(most_requests: usize, crops: usize, longest: Duration, metrics: Arc<Metrics>) -> Self {
         let held = Held {
             expected: crops as f64,
             ..Held::default()
         };
         Self {
             most_requests: most_requests.max(1),
+            // The rest is for what the estimate does not know: the next screenshots may be larger than the last ones.
+            patience: longest * 3 / 4,
             held: Arc::new(Mutex::new(held)),
             metrics,
         }
@@ -123,15 +133,17 @@ impl Admission {
         self.metrics.held_crops.set(held.crops as i64);
     }
 
-    /// A place for one more request, if with it at most `most_crops` are held; there is always one for the first. `guess` is
-    /// the time of one parse, for as long as none was measured.
+    /// A place for one more request, if with it at most `most_crops` are held and all of them are answered well within the time limit
+    /// at the rate of the last ones; there is always one for the first. `guess` is the time of one parse, for as long as none
+    /// was measured.
     ///
     /// # Errors
     /// [`ApiError::Busy`] when there is none; never waits.
     pub fn admit(&self, most_crops: usize, guess: Duration) -> Result<Admitted, ApiError> {
         let mut held = self.held();
         let crops = held.expected.round() as usize;
-        let fits = held.requests == 0 || held.crops + crops <= most_crops;
+        let in_time = held.rate.until_answered(held.requests + 1, guess) <= self.patience;
+        let fits = held.requests == 0 || (held.crops + crops <= most_crops && in_time);
         if held.requests >= self.most_requests || !fits {
             return Err(ApiError::Busy {
                 held: held.requests,
@@ -193,10 +205,11 @@ mod tests {
     }
 
     const PLENTY: usize = 1000;
+    const HOUR: Duration = Duration::from_hours(1);
 
     #[test]
     fn a_place_comes_back_when_it_is_dropped() {
-        let admission = Admission::new(1, 25, Arc::new(Metrics::new()));
+        let admission = Admission::new(1, 25, HOUR, Arc::new(Metrics::new()));
         let place = admission.admit(PLENTY, SECOND).expect("free");
         let refused = admission.admit(PLENTY, 30 * SECOND).expect_err("taken");
         assert_eq!(
@@ -213,7 +226,7 @@ mod tests {
     #[test]
     fn crops_are_counted_as_expected_until_they_are_known() {
         let metrics = Arc::new(Metrics::new());
-        let admission = Admission::new(100, 25, Arc::clone(&metrics));
+        let admission = Admission::new(100, 25, HOUR, Arc::clone(&metrics));
         let first = admission.admit(60, SECOND).expect("25 of 60");
         let second = admission.admit(60, SECOND).expect("50 of 60");
         assert!(admission.admit(60, SECOND).is_err(), "75 would be too many");
@@ -236,7 +249,7 @@ mod tests {
 
     #[test]
     fn what_is_expected_follows_what_was_found() {
-        let admission = Admission::new(100, 25, Arc::new(Metrics::new()));
+        let admission = Admission::new(100, 25, HOUR, Arc::new(Metrics::new()));
         for _ in 0..100 {
             admission.admit(60, SECOND).expect("the first").found(4);
         }
@@ -246,10 +259,34 @@ mod tests {
 
     #[test]
     fn the_first_is_let_in_whatever_it_has() {
-        let admission = Admission::new(100, 300, Arc::new(Metrics::new()));
+        let admission = Admission::new(100, 300, HOUR, Arc::new(Metrics::new()));
         let place = admission.admit(10, SECOND).expect("nothing else is held");
         assert!(admission.admit(10, SECOND).is_err());
         drop(place);
         assert!(admission.admit(10, SECOND).is_ok());
+    }
+
+    #[test]
+    fn who_cannot_be_answered_in_time_is_not_let_in() {
+        let admission = Admission::new(100, 1, 12 * SECOND, Arc::new(Metrics::new()));
+        let let_in = |guess: Duration| {
+            let places: Vec<_> = std::iter::from_fn(|| admission.admit(PLENTY, guess).ok()).collect();
+            places.len()
+        };
+        assert_eq!(let_in(2 * SECOND), 4, "nothing was measured");
+        let measure = |seconds: u32| {
+            let now = Instant::now();
+            let mut rate = ServiceRate::default();
+            rate.answered(now, now + seconds * SECOND);
+            admission.held().rate = rate;
+        };
+        measure(3);
+        assert_eq!(
+            let_in(HOUR),
+            3,
+            "a fourth would be answered after 12 s, if all goes well"
+        );
+        measure(30);
+        assert_eq!(let_in(HOUR), 1, "the first always is");
     }
 }

@@ -161,7 +161,10 @@ const COMMON: [(&str, &str); 6] = [
         "413",
         "The body, or the number of the image's pixels, is over the limit.",
     ),
-    ("429", "The queue is full."),
+    (
+        "429",
+        "The queue is full, or so long that the request would not be answered in time.",
+    ),
     ("500", "The models failed. The service goes on."),
     ("503", "The models are not loaded, or the device does not answer."),
     ("504", "Not finished within the time limit."),

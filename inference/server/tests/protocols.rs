@@ -12,6 +12,7 @@ use reqwest::StatusCode;
 use reqwest::multipart::{Form, Part};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const INFER: &str = "/v2/models/omniparser/infer";
@@ -448,14 +449,18 @@ async fn the_page_needs_nothing_from_elsewhere() {
 
 /// A good thousand of requests made up from the document: no server error, and no answer that the document does not have.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "needs schemathesis on PATH: pip install schemathesis==4.32.5"]
 async fn schemathesis_finds_nothing() {
     let service = start().await;
     let url = format!("{}/openapi.json", service.url);
     let checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,\
                   response_schema_conformance,unsupported_method";
     let folder = tempfile::tempdir().unwrap();
-    let run = tokio::process::Command::new("schemathesis")
+    // In setup's Python environment; elsewhere it must be on PATH.
+    let program = std::env::var_os("HAWKEYE_PYTHON").map_or_else(
+        || PathBuf::from("schemathesis"),
+        |python| Path::new(&python).with_file_name("schemathesis"),
+    );
+    let run = tokio::process::Command::new(&program)
         .current_dir(folder.path())
         .args([
             "run",
@@ -470,7 +475,7 @@ async fn schemathesis_finds_nothing() {
         ])
         .output()
         .await
-        .expect("schemathesis is installed");
+        .unwrap_or_else(|error| panic!("{}: {error}; `make setup` installs it", program.display()));
     let said = String::from_utf8_lossy(&run.stdout);
     println!("{said}");
     assert!(run.status.success(), "{said}{}", String::from_utf8_lossy(&run.stderr));

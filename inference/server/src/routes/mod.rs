@@ -109,7 +109,12 @@ impl App {
     ) -> Self {
         Self {
             engine,
-            admission: Admission::new(limits.queue, settings.profile.max_elements, Arc::clone(&metrics)),
+            admission: Admission::new(
+                limits.queue,
+                settings.profile.max_elements,
+                limits.timeout,
+                Arc::clone(&metrics),
+            ),
             metrics,
             phase,
             settings,
