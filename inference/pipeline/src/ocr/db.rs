@@ -243,8 +243,9 @@ mod tests {
         let (width, height) = (50_u32, 400_u32);
         // Blobs with holes, some of which touch the border, and a few empty rows between.
         let on = |x: u32, y: u32| {
-            let noise = (x / 3 * 7919 + y / 2 * 104_729) % 11;
-            y % 37 < 33 && noise > 3
+            let mixed = (x / 3).wrapping_mul(0x9E37_79B1) ^ (y / 2).wrapping_mul(0x85EB_CA77);
+            let noise = (mixed ^ (mixed >> 15)).wrapping_mul(0x2C1B_3C6D) >> 16;
+            y % 37 < 33 && noise % 11 > 4
         };
         let mask: Vec<u8> = (0..width * height)
             .map(|at| if on(at % width, at / width) { 255 } else { 0 })
