@@ -1,7 +1,7 @@
 //! The detector's input: the screenshot scaled into a box and padded to the model's stride, as ultralytics does.
 
 use crate::{geometry::Rect, resize::resize_exact};
-use image::{Rgb, RgbImage};
+use image::RgbImage;
 
 /// Grey of the padding.
 pub const PAD: u8 = 114;
@@ -53,9 +53,14 @@ impl Letterbox {
         if self.scaled == self.input {
             return scaled;
         }
-        let mut input = RgbImage::from_pixel(self.input.0, self.input.1, Rgb([PAD; 3]));
-        image::imageops::replace(&mut input, &scaled, self.offset.0.into(), self.offset.1.into());
-        input
+        let row = |pixels: u32| 3 * pixels as usize;
+        let mut bytes = vec![PAD; row(self.input.0) * self.input.1 as usize];
+        // Whole rows, because this is every pixel of a screen.
+        let rows = bytes.chunks_exact_mut(row(self.input.0)).skip(self.offset.1 as usize);
+        for (to, from) in rows.zip(scaled.chunks_exact(row(self.scaled.0))) {
+            to[row(self.offset.0)..][..from.len()].copy_from_slice(from);
+        }
+        RgbImage::from_raw(self.input.0, self.input.1, bytes).expect("the bytes of this size")
     }
 
     /// A box of the input, in its pixels → the same box on the screenshot. It may reach over the edge: suppression
@@ -87,6 +92,7 @@ impl Letterbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::Rgb;
 
     #[test]
     fn usual_screens() {

@@ -11,6 +11,7 @@ use crate::{
     resize::Cropper,
 };
 use image::RgbImage;
+use rayon::prelude::*;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -216,11 +217,16 @@ impl Found {
     /// The captioner's input: a square of [`CAPTION_CROP`] pixels for each of the [`wanted`](Self::wanted) icons, in order.
     /// `screenshot` is the one that they were found on.
     pub fn crops(&self, screenshot: &RgbImage) -> Vec<RgbImage> {
-        let mut cropper = Cropper::default();
-        let places = self.silent.iter().map(|&at| place_of(&self.parsed.elements[at]));
-        places
-            .map(|place| cropper.crop(screenshot, &place, CAPTION_CROP, CAPTION_CROP))
-            .collect()
+        let crop = |cropper: &mut Cropper, &at: &usize| {
+            let place = place_of(&self.parsed.elements[at]);
+            cropper.crop(screenshot, &place, CAPTION_CROP, CAPTION_CROP)
+        };
+        self.silent.par_iter().map_init(Cropper::default, crop).collect()
+    }
+
+    /// Boxes of all elements, as [`Parsed::marks`] will have them: they are known before anything is described.
+    pub fn marks(&self) -> &[PixelRect] {
+        &self.parsed.marks
     }
 
     /// The outcome, with one caption for each of the [`crops`](Self::crops), which took `took` in all.

@@ -9,7 +9,7 @@ use hawkeye_pipeline::parser::Parser;
 use hawkeye_torch::{Device, LoadOptions, Loaded, LoadedModel, load, threads};
 use std::time::Duration;
 
-/// A closure that loads the bundle onto the device of a number, from 0; it must run on the thread that will parse.
+/// A closure that loads the bundle for the worker of a number, from 0, onto its device; it must run on the thread that will parse.
 pub fn loader(
     args: &ModelArgs,
     expectation: Expectation,
@@ -23,7 +23,7 @@ pub fn loader(
         })?;
         let options = options(&args, &choice, number);
         let loaded = load(&bundle, &options)?;
-        let info = describe(&bundle, &loaded, options.batch_size, choice.mismatch)?;
+        let info = describe(&bundle, &loaded, &args, options.batch_size, choice.mismatch)?;
         Ok((loaded.into_parser().with_batch_size(options.batch_size), info))
     }
 }
@@ -52,6 +52,7 @@ fn options(args: &ModelArgs, choice: &Choice, number: usize) -> LoadOptions {
 fn describe(
     bundle: &Bundle,
     loaded: &Loaded,
+    args: &ModelArgs,
     batch_size: usize,
     mismatch: Option<String>,
 ) -> Result<ModelInfo, LoadError> {
@@ -67,6 +68,11 @@ fn describe(
         device: loaded.device,
         device_name: loaded.device_name.clone(),
         devices: loaded.devices,
+        workers_per_device: if loaded.device == DeviceKind::Cuda {
+            args.workers_per_gpu.into()
+        } else {
+            1
+        },
         batch_size,
         threads: threads(),
         cuda: loaded.cuda.as_ref().map(|facts| Cuda {

@@ -34,7 +34,7 @@ use module::LoadedModule;
 pub struct LoadOptions {
     /// Where the models shall run.
     pub device: DeviceChoice,
-    /// Which of the GPUs that this process sees, from 0.
+    /// Which of the GPUs that this process sees, from 0; behind the last one comes the first again.
     pub number: usize,
     /// The number format wanted; a model without a file of it runs in `float32`.
     pub dtype: DType,
@@ -158,7 +158,9 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
     if let Some(threads) = options.threads {
         set_threads(threads);
     }
-    let mut device = Device::open(options.device)?.numbered(options.number)?;
+    let device = Device::open(options.device)?;
+    let number = options.number % device.count();
+    let mut device = device.numbered(number)?;
     if !options.cuda_graphs {
         device = device.without_graphs();
     }

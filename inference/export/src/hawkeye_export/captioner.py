@@ -4,12 +4,13 @@ drawn crops."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hawkeye_export import torchscript
@@ -39,6 +40,10 @@ TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
 
 VERIFY_STEPS = 8
 """Steps of the decoder in that comparison."""
+
+VOCABULARY_STEP = 8
+"""Logits are a multiple of this, and those behind the vocabulary are never the best: GPUs multiply matrices of other widths several times
+slower."""
 
 REFERENCE_CROPS = 24
 """Drawn crops whose captions go into the bundle."""
@@ -91,8 +96,9 @@ def export(folder: Path, request: Request, *, answers: bool = True) -> dict[str,
     files, verification = [], {}
     for dtype in request.dtypes:
         files += _save(folder, config, modules, dtype)
-        parts = {part: torch.jit.load(str(folder / _name(part, dtype))) for part in PARTS}
-        verification[dtype] = verifier.compare(parts, dtype)
+        device = _device_of(dtype)
+        parts = {part: torch.jit.load(str(folder / _name(part, dtype)), map_location=device) for part in PARTS}
+        verification[dtype] = verifier.compare(parts, dtype, device)
         say(f"captioner: {dtype} differs from the plain network by {verification[dtype]:.1e} of the deviation")
     listed = []
     if answers:
@@ -129,6 +135,11 @@ def licence_note(origin: Origin) -> str:
     return LICENCE_NOTE if origin.published else "Weights of your own; their licence is not known to this exporter."
 
 
+def _device_of(dtype: str) -> str:
+    """Where a number format is compared. No processor is ever given float16, and some compute not-a-number with it."""
+    return "cuda" if dtype == "float16" and torch.cuda.is_available() else "cpu"
+
+
 def _name(part: str, dtype: str) -> str:
     return f"captioner-{part}.{dtype}.pt"
 
@@ -150,10 +161,15 @@ def _save(folder: Path, config: Config, modules: Modules, dtype: str) -> list[di
 
 
 def _copy(module: torch.nn.Module, config: Config) -> torch.nn.Module:
-    """A module of the same weights: changing a number format is in place."""
+    """A module of the same weights, a vocabulary of whole rows: changing a number format is in place."""
+    rows = -config.vocabulary % VOCABULARY_STEP
     with torch.device("meta"):
-        copy = type(module)(config)
-    copy.load_state_dict({name: tensor.clone() for name, tensor in module.state_dict().items()}, assign=True)
+        copy = type(module)(replace(config, vocabulary=config.vocabulary + rows))
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    if "embedding.weight" in state:
+        state["embedding.weight"] = F.pad(state["embedding.weight"], (0, 0, 0, rows))
+        state["bias"] = F.pad(state["bias"], (0, rows), value=float("-inf"))
+    copy.load_state_dict(state, assign=True)
     return copy.requires_grad_(False)
 
 
@@ -171,14 +187,13 @@ class Verifier:
             cross = modules.encode(self.features, modules.step.embed(self.prompt))
             self.logits = plain_logits(modules, self.tokens, cross)
 
-    def compare(self, parts: dict[str, torch.jit.ScriptModule], dtype: str) -> float:
+    def compare(self, parts: dict[str, torch.jit.ScriptModule], dtype: str, device: str = "cpu") -> float:
         """Largest difference of features and logits, as a share of their deviation. Raises VerificationError past TOLERANCE."""
-        kind = DTYPES[dtype]
         # Optimising takes longer than these few calls.
         with torch.no_grad(), torch.jit.optimized_execution(False):
-            features = parts["vision"](self.pixels.to(kind))
-            cross = parts["encode"](features, parts["step"].embed(self.prompt))
-            logits = decode_given(parts["step"], self.config, self.tokens, cross)
+            features = parts["vision"](self.pixels.to(device, DTYPES[dtype]))
+            cross = parts["encode"](features, parts["step"].embed(self.prompt.to(device)))
+            logits = decode_given(parts["step"], self.config, self.tokens.to(device), cross)[..., : self.config.vocabulary]
         worst = max(_share(features, self.features), _share(logits, self.logits))
         if not worst <= TOLERANCE[dtype]:  # also rejects NaN
             raise VerificationError(f"the captioner in {dtype} differs from the plain network by {worst:.2e} of the deviation")
@@ -189,13 +204,14 @@ def decode_given(step: Any, config: Config, tokens: Tensor, cross: Tensor) -> Te
     """(B, N) tokens → (B, N, vocabulary) logits, one call of the step module for each column."""
     batch, length = tokens.shape
     cache = cross.new_zeros(config.decoder_layers, 2, batch, config.decoder_heads, length, config.head_size)
-    seen = torch.ones(length, length, dtype=torch.bool).tril()
-    columns = [step(tokens[:, at], torch.tensor([at]), cache, cross, seen[at]) for at in range(length)]
+    seen = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
+    places = torch.arange(length, device=tokens.device)
+    columns = [step(tokens[:, at], places[at : at + 1], cache, cross, seen[at]) for at in range(length)]
     return torch.stack(columns, 1)
 
 
 def _share(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.float() - theirs).abs().max() / theirs.std())
+    return float((ours.float().cpu() - theirs).abs().max() / theirs.std())
 
 
 def _reference(folder: Path, config: Config, modules: Modules, questions: dict[str, list[int]], rules: Rules) -> list[dict[str, str]]:

@@ -84,6 +84,10 @@ pub struct ModelArgs {
     /// On CUDA, record the models as CUDA graphs; false launches every kernel by itself, more slowly
     #[arg(long, env = "HAWKEYE_CUDA_GRAPHS", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub cuda_graphs: bool,
+    /// Threads that work on each GPU, each with models of its own: 2 answer more requests a second where they come side by side, and
+    /// take twice the GPU's memory
+    #[arg(long, env = "HAWKEYE_WORKERS_PER_GPU", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub workers_per_gpu: u8,
     /// Icons of a lower score are dropped, for requests that set no `min_confidence` of their own (0–1)
     #[arg(long, env = "OMNIPARSER_MIN_CONFIDENCE", value_name = "SCORE", default_value = "0.05", value_parser = fraction)]
     pub min_confidence: f32,

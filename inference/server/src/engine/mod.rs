@@ -21,8 +21,9 @@ use crate::metrics::Metrics;
 use crate::pool::Pool;
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::DeviceKind;
+use hawkeye_pipeline::geometry::PixelRect;
 use hawkeye_pipeline::model::CaptionPrompt;
-use hawkeye_pipeline::parser::{ParseOptions, Parsed, Parser};
+use hawkeye_pipeline::parser::{self, ParseOptions, Parsed, Parser};
 use image::RgbImage;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -55,6 +56,8 @@ pub struct ModelInfo {
     pub device_name: String,
     /// Devices of this kind that are in use, at least one.
     pub devices: usize,
+    /// Threads that work on each device, with models of their own: while one fills the device's small kernels, the other fills the gaps.
+    pub workers_per_device: usize,
     /// Crops in one batch.
     pub batch_size: usize,
     /// CPU threads of one operation.
@@ -73,6 +76,13 @@ pub struct ModelInfo {
     pub readers: Vec<ModelEntry>,
     /// The captioner, if the bundle has one.
     pub captioner: Option<ModelEntry>,
+}
+
+impl ModelInfo {
+    /// Threads that work, on all devices together. The number of the device of each is its own modulo [`Self::devices`].
+    pub const fn workers(&self) -> usize {
+        self.devices * self.workers_per_device
+    }
 }
 
 /// An error of a loader: any error, with its causes.
@@ -103,6 +113,26 @@ pub enum EngineError {
     /// The thread is gone.
     #[error("the device thread has ended")]
     Gone,
+}
+
+/// A screenshot whose elements are found, and its icons cut out.
+#[derive(Debug)]
+pub struct Searched {
+    asked: describe::Asked,
+    found: parser::Found,
+    /// Until its crops are in the queue.
+    expected: Option<Expected>,
+    waited: Duration,
+    begun: Instant,
+    /// How long cutting took.
+    cut: Duration,
+}
+
+impl Searched {
+    /// Boxes of all elements, by their numbers on the annotated picture.
+    pub fn marks(&self) -> &[PixelRect] {
+        self.found.marks()
+    }
 }
 
 /// A parse that is done.
@@ -160,7 +190,7 @@ pub struct Engine {
 
 impl Engine {
     /// Starts the first thread, which calls `load` with its number, 0, and parses a made-up screenshot with the options
-    /// `warm_up`. As many threads as its [`ModelInfo::devices`] says do the same, side by side, with the next numbers.
+    /// `warm_up`. As many threads as [`ModelInfo::workers`] says do the same, side by side, with the next numbers.
     /// Captions are remembered in `cache`, if there is one.
     ///
     /// # Errors
@@ -249,46 +279,58 @@ impl Engine {
         while state.changed().await.is_ok() {}
     }
 
-    /// Runs one parse and tells its place among those that are held how many crops it has. Dropping the future gives the
-    /// parse up: what it has not begun with is left out.
+    /// Has the elements of a screenshot found, and cuts out the icons that are to be described. Dropping the future gives the parse up:
+    /// what it has not begun with is left out.
     ///
     /// # Errors
     /// [`EngineError`] when the pipeline fails or the threads are gone.
-    pub async fn parse(
-        &self,
-        screen: &Arc<Screen>,
-        options: ParseOptions,
-        place: &Admitted,
-    ) -> Result<Done, EngineError> {
+    pub async fn find(&self, screen: &Arc<Screen>, options: ParseOptions) -> Result<Searched, EngineError> {
         let Found {
             elements: found,
             expected,
-            mut waited,
+            waited,
             begun,
         } = self
-            .find(Arc::clone(screen), options)
+            .find_elements(Arc::clone(screen), options)
             .instrument(info_span!("find"))
             .await?;
-        let cutting = Instant::now();
-        if found.wanted() == 0 {
-            place.found(0);
-            let parsed = found.described(Vec::<String>::new(), Duration::ZERO);
-            let parsed = parsed.map_err(|error| EngineError::Parse(error.to_string()))?;
-            return Ok(Done { parsed, waited, begun });
-        }
         let (screen, cache) = (Arc::clone(screen), self.cache.clone());
+        let cutting = Instant::now();
         let cut = move || {
             let crops = found.crops(screen.picture());
             (describe::Asked::new(crops, found.prompt(), cache), found)
         };
-        let (mut asked, found) = self.pool.run_at_once(cut).instrument(info_span!("crop")).await?;
-        let mut took = cutting.elapsed();
+        let (asked, found) = self.pool.run_at_once(cut).instrument(info_span!("crop")).await?;
+        Ok(Searched {
+            asked,
+            found,
+            expected,
+            waited,
+            begun,
+            cut: cutting.elapsed(),
+        })
+    }
+
+    /// Has the icons of a screenshot described, and tells its place among those that are held how many crops it has. Dropping the
+    /// future gives them up, as above.
+    ///
+    /// # Errors
+    /// [`EngineError`] when the pipeline fails or the threads are gone.
+    pub async fn describe(&self, searched: Searched, place: &Admitted) -> Result<Done, EngineError> {
+        let Searched {
+            mut asked,
+            found,
+            expected,
+            mut waited,
+            begun,
+            cut: mut took,
+        } = searched;
         let crops = asked.take_crops();
         asked.count(&self.handle.0.metrics.devices);
         place.found(crops.len());
         if !crops.is_empty() {
             let described = self
-                .describe(crops, found.prompt(), expected)
+                .describe_crops(crops, found.prompt(), expected)
                 .instrument(info_span!("caption"))
                 .await?;
             waited += described.waited;
@@ -296,12 +338,13 @@ impl Engine {
             asked.answer(described.captions);
         }
         place.described();
+        let took = if found.wanted() == 0 { Duration::ZERO } else { took };
         let parsed = found.described(asked.into_captions(), took);
         let parsed = parsed.map_err(|error| EngineError::Parse(error.to_string()))?;
         Ok(Done { parsed, waited, begun })
     }
 
-    async fn find(&self, screen: Arc<Screen>, options: ParseOptions) -> Result<Found, EngineError> {
+    async fn find_elements(&self, screen: Arc<Screen>, options: ParseOptions) -> Result<Found, EngineError> {
         let (reply, answer) = oneshot::channel();
         self.handle.0.work.find(FindJob {
             screen,
@@ -312,7 +355,7 @@ impl Engine {
         answer.await.unwrap_or(Err(EngineError::Gone))
     }
 
-    async fn describe(
+    async fn describe_crops(
         &self,
         crops: Vec<RgbImage>,
         prompt: CaptionPrompt,

@@ -1,4 +1,4 @@
-//! The thread that owns a device: it loads the models, then does one task after another.
+//! A worker's thread, bound to one device: it loads the models, then does one task after another.
 
 use super::vitals::Vitals;
 use super::work::{Batch, FindJob, Found, Task};
@@ -33,7 +33,7 @@ const MEMORY_EVERY: Duration = Duration::from_secs(1);
 /// Models on a device, and what is known about them.
 type Loaded = (Parser, ModelInfo);
 
-/// Starts the thread of the first device, which starts the others and says when all are ready. The threads keep `report` for
+/// Starts the first thread, which starts the others and says when all are ready. The threads keep `report` for
 /// as long as they live.
 pub(super) fn start<L>(
     load: Arc<L>,
@@ -69,7 +69,7 @@ fn spawn(number: usize, run: impl FnOnce() + Send + 'static) -> std::io::Result<
         .map(drop)
 }
 
-/// Loads the models of the other devices side by side; returns when all are at work.
+/// Starts the other threads, which load their models side by side; returns when all are at work.
 fn start_others<L>(
     load: &Arc<L>,
     info: &ModelInfo,
@@ -81,7 +81,7 @@ where
     L: Fn(usize) -> Result<Loaded, LoadError> + Send + Sync + 'static,
 {
     let (done, outcomes) = mpsc::channel();
-    for number in 1..info.devices {
+    for number in 1..info.workers() {
         let (load, warm_up, shared) = (Arc::clone(load), *warm_up, Arc::clone(shared));
         let (done, report) = (done.clone(), report.clone());
         spawn(number, move || {
@@ -153,6 +153,7 @@ fn tell(info: &ModelInfo, took: Duration, shared: &Shared) {
         device = %info.device,
         device_name = info.device_name,
         devices = info.devices,
+        workers_per_device = info.workers_per_device,
         bundle = info.bundle,
         detector = info.detector.name,
         dtype = %info.detector.dtype,
@@ -188,9 +189,11 @@ fn refuse(
     }
 }
 
-/// A device at work.
+/// A thread that works on a device.
 struct Worker {
     number: usize,
+    /// The number of its device.
+    device: usize,
     parser: Parser,
     shared: Arc<Shared>,
     vitals: Arc<Vitals>,
@@ -211,6 +214,7 @@ impl Worker {
         }
         Self {
             number,
+            device: number % info.devices.max(1),
             batch_size,
             parser,
             vitals,
@@ -289,7 +293,7 @@ impl Worker {
             }
         };
         let in_a_row = self.vitals.failed();
-        tracing::error!(error = %outcome, device = self.number, in_a_row, "failed on the device");
+        tracing::error!(error = %outcome, device = self.device, worker = self.number, in_a_row, "failed on the device");
         Err(outcome)
     }
 
@@ -299,7 +303,7 @@ impl Worker {
         }
         self.memory_seen = Some(Instant::now());
         if let Some(memory) = self.parser.device_memory() {
-            self.shared.metrics.devices.memory(self.number, memory);
+            self.shared.metrics.devices.memory(self.device, memory);
         }
     }
 }

@@ -143,7 +143,7 @@ impl App {
     /// A place among those that are held, or 429.
     fn admit(&self, info: &ModelInfo) -> Result<Admitted, ApiError> {
         let most_crops = self.limits.queue_crops;
-        let most_crops = most_crops.unwrap_or(BATCHES_HELD * info.batch_size * info.devices);
+        let most_crops = most_crops.unwrap_or(BATCHES_HELD * info.batch_size * info.workers());
         self.admission.admit(most_crops, info.warm_up)
     }
 

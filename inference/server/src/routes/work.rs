@@ -2,7 +2,7 @@
 
 use super::App;
 use crate::admission::Admitted;
-use crate::engine::{ModelInfo, Screen};
+use crate::engine::{EngineError, ModelInfo, Screen};
 use crate::error::ApiError;
 use crate::metrics::Slow;
 use crate::steps::Steps;
@@ -13,6 +13,7 @@ use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hawkeye_pipeline::decode::{DecodeError, DecodeLimits, decode, dimensions, from_base64};
+use hawkeye_pipeline::geometry::PixelRect;
 use hawkeye_pipeline::overlay::{draw_marks, encode_png};
 use hawkeye_pipeline::parser::{ParseOptions, Parsed};
 use http_body_util::BodyExt;
@@ -237,44 +238,47 @@ where
         .await?;
     steps.decode += started.elapsed();
 
-    let done = app
-        .engine
-        .parse(&screen, options, place)
-        .await
-        .map_err(|error| ApiError::Internal(error.to_string()))?;
+    let failed = |error: EngineError| ApiError::Internal(error.to_string());
+    let searched = app.engine.find(&screen, options).await.map_err(failed)?;
+    let marks = searched.marks().to_vec();
+    // Beside the captions, which are not on it.
+    let drawing = async {
+        if !include_som {
+            drop(screen);
+            return Ok(None);
+        }
+        let drawn = app
+            .process(move || draw(screen, &marks))
+            .instrument(info_span!("encode"));
+        drawn.await.map(Some)
+    };
+    let describing = async { app.engine.describe(searched, place).await.map_err(failed) };
+    let (done, drawn) = tokio::try_join!(describing, drawing)?;
     app.admission.answered(done.begun);
     app.metrics.elements(done.parsed.elements.len());
     app.metrics.captions.inc_by(done.parsed.captioned() as u64);
     steps.queue += done.waited;
     steps.models = done.parsed.times;
 
-    let metrics = Arc::clone(&app.metrics);
-    let encode = move || {
-        let parsed = done.parsed;
-        let som_image = if include_som {
-            let started = Instant::now();
-            let drawn = draw(screen, &parsed)?;
-            steps.encode = started.elapsed();
-            Some(drawn)
-        } else {
-            drop(screen);
-            None
-        };
-        steps.record(&metrics);
-        answer(Finished {
-            parsed,
-            info,
-            som_image,
-            steps,
-            arrived,
-        })
+    let (som_image, encode) = drawn.unzip();
+    steps.encode = encode.unwrap_or_default();
+    steps.record(&app.metrics);
+    let finished = Finished {
+        parsed: done.parsed,
+        info,
+        som_image,
+        steps,
+        arrived,
     };
-    app.process(encode).instrument(info_span!("encode")).await
+    app.process(move || answer(finished)).await
 }
 
-fn draw(screen: Arc<Screen>, parsed: &Parsed) -> Result<String, ApiError> {
+/// The annotated picture as PNG in base64, and how long that took.
+fn draw(screen: Arc<Screen>, marks: &[PixelRect]) -> Result<(String, Duration), ApiError> {
+    let started = Instant::now();
     // Its share of the memory is kept until it is encoded.
     let (picture, _memory) = screen.into_parts();
-    let png = encode_png(&draw_marks(picture, &parsed.marks)).map_err(|error| ApiError::Internal(error.to_string()))?;
-    Ok(STANDARD.encode(png))
+    let png = encode_png(&draw_marks(picture, marks)).map_err(|error| ApiError::Internal(error.to_string()))?;
+    let text = STANDARD.encode(png);
+    Ok((text, started.elapsed()))
 }

@@ -181,6 +181,7 @@ pub fn model_info() -> ModelInfo {
         device: DeviceKind::Cpu,
         device_name: "CPU (fake)".to_owned(),
         devices: 1,
+        workers_per_device: 1,
         batch_size: 16,
         threads: 2,
         cuda: None,

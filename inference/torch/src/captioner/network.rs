@@ -108,7 +108,8 @@ impl Network {
         Ok((memory, cache))
     }
 
-    /// (B, vocabulary) logits of the token behind `token`, which stands at `place`.
+    /// (B, vocabulary rounded up) logits of the token behind `token`, which stands at `place`; those behind the vocabulary are never the
+    /// best.
     fn step(&self, token: &Tensor, place: usize, cache: &Tensor, memory: &Tensor) -> Result<Tensor, TchError> {
         let place = place as i64;
         let position = self.places.f_narrow(0, place, 1)?;
