@@ -3,6 +3,7 @@
 use hawkeye_inference::config::ModelArgs;
 use hawkeye_inference::device::{Choice, Cuda, Expectation, choose};
 use hawkeye_inference::engine::{LoadError, ModelEntry, ModelInfo};
+use hawkeye_inference::processor::Processor;
 use hawkeye_pipeline::bundle::{Bundle, DType, Role};
 use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
 use hawkeye_pipeline::parser::Parser;
@@ -13,15 +14,25 @@ use std::time::Duration;
 pub fn loader(
     args: &ModelArgs,
     expectation: Expectation,
+    processor: Processor,
 ) -> impl Fn(usize) -> Result<(Parser, ModelInfo), LoadError> + Send + Sync + 'static {
     let args = args.clone();
+    // Who sets OMP_NUM_THREADS, as the operator does, knows better.
+    let count = match std::env::var_os("OMP_NUM_THREADS") {
+        Some(_) => None,
+        None => Some(processor.threads(threads())),
+    };
+    processor.tell(count.unwrap_or_else(threads));
     move |number| {
         let bundle = Bundle::open(&args.bundle)?;
         bundle.refuse_test_weights(args.allow_test_bundle)?;
         let choice = choose(args.device, &expectation, |choice| {
             Device::open(choice).map(|device| device.kind())
         })?;
-        let options = options(&args, &choice, number);
+        let options = LoadOptions {
+            threads: count,
+            ..options(&args, &choice, number, &processor)
+        };
         let loaded = load(&bundle, &options)?;
         let info = describe(&bundle, &loaded, options.batch_size, choice.mismatch)?;
         Ok((loaded.into_parser().with_batch_size(options.batch_size), info))
@@ -29,7 +40,7 @@ pub fn loader(
 }
 
 /// Number format and batch that were meant for another device do not suit the processor.
-fn options(args: &ModelArgs, choice: &Choice, number: usize) -> LoadOptions {
+fn options(args: &ModelArgs, choice: &Choice, number: usize, processor: &Processor) -> LoadOptions {
     // The default depends on what `auto` turned out to be.
     let default = args.profile.batch_size(choice.kind);
     let asked = args.batch_size.map_or(default, |size| size as usize);
@@ -37,7 +48,8 @@ fn options(args: &ModelArgs, choice: &Choice, number: usize) -> LoadOptions {
     let (dtype, batch_size) = if degraded {
         (DType::Float32, asked.min(default))
     } else {
-        (args.dtype, asked)
+        let dtype = args.dtype.named().unwrap_or_else(|| processor.dtype(choice.kind));
+        (dtype, asked)
     };
     LoadOptions {
         device: DeviceChoice::Only(choice.kind),

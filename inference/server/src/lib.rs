@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod one_shot;
 pub mod openapi;
 pub mod pool;
+pub mod processor;
 pub mod routes;
 pub mod serve;
 pub mod service;

@@ -227,7 +227,7 @@ pub fn limits() -> RequestLimits {
 pub fn expectation() -> Expectation {
     Expectation {
         device: None,
-        dtype: DType::Float32,
+        dtype: Some(DType::Float32),
         batch_size: None,
         on_mismatch: OnMismatch::Exit,
     }
