@@ -1,6 +1,7 @@
 //! Which device a process was meant for, which one it got, and what is done when the two differ.
 
 use crate::engine::{LoadError, ModelInfo, ModelState};
+use crate::processor::ProcessorReport;
 use clap::ValueEnum;
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
@@ -150,6 +151,9 @@ pub struct DeviceReport {
     /// CPU threads of one operation.
     #[schema(required)]
     pub threads: Option<usize>,
+    /// The processor, and what was chosen by it, with reasons.
+    #[schema(required)]
+    pub processor: Option<ProcessorReport>,
     /// The GPU; null on other devices.
     #[schema(required)]
     pub cuda: Option<Cuda>,
@@ -212,6 +216,7 @@ impl DeviceReport {
             devices: None,
             batch_size: None,
             threads: None,
+            processor: None,
             cuda: None,
             warm_up_ms: None,
             expected: expectation.into(),
@@ -231,6 +236,7 @@ impl DeviceReport {
             devices: Some(info.devices),
             batch_size: Some(shrunk.unwrap_or(info.batch_size)),
             threads: Some(info.threads),
+            processor: info.processor.clone(),
             cuda: info.cuda.clone(),
             warm_up_ms: Some((info.warm_up.as_secs_f64() * 1e4).round() / 10.0),
             expected: expectation.into(),

@@ -26,3 +26,4 @@ pub mod stall;
 pub mod steps;
 pub mod table;
 pub mod telemetry;
+pub mod tune;

@@ -3,10 +3,12 @@
 mod backends;
 
 use clap::Parser as _;
-use hawkeye_inference::config::{BenchArgs, Cli, Command, DetectArgs, FetchArgs, LogFormat, ParseArgs, ServeArgs};
+use hawkeye_inference::config::{
+    BenchArgs, Cli, Command, DetectArgs, FetchArgs, LogFormat, ModelArgs, ParseArgs, ServeArgs,
+};
 use hawkeye_inference::detect::{Platform, Seen, vendor};
 use hawkeye_inference::engine::with_causes;
-use hawkeye_inference::processor::{Processor, Seen as SeenProcessor};
+use hawkeye_inference::processor::{Processor, Seen as SeenProcessor, Variable};
 use hawkeye_inference::serve::Ended;
 use hawkeye_inference::{bench, fetch, one_shot, service, telemetry};
 use hawkeye_pipeline::device::DeviceChoice;
@@ -32,7 +34,7 @@ fn main() -> ExitCode {
     };
     if cfg!(target_os = "linux")
         && let Some(model) = model
-        && let Err(error) = begin_again(&processor.variables(model.dtype.named()))
+        && let Err(error) = begin_again(processor.variables(model.dtype.named()))
     {
         // It computes all the same, only more slowly.
         writeln!(stderr(), "hawkeye-inference: cannot set libtorch's variables: {error}").unwrap_or_default();
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
         }
         Command::Detect(args) => {
             telemetry::log(cli.log_format, "warn");
-            detect(args)
+            detect(args, &processor)
         }
         Command::Bench(args) => {
             telemetry::log(cli.log_format, "warn");
@@ -63,10 +65,11 @@ fn main() -> ExitCode {
 ///
 /// # Errors
 /// When the program cannot be started again. Without an error it returns only if all were set.
-fn begin_again(variables: &[(&'static str, &'static str)]) -> std::io::Result<()> {
+fn begin_again(variables: Vec<Variable>) -> std::io::Result<()> {
     let missing: Vec<_> = variables
-        .iter()
-        .filter(|(name, _)| std::env::var_os(name).is_none())
+        .into_iter()
+        .filter(|variable| variable.set(backends::environment).is_none())
+        .filter_map(|variable| Some((variable.name, variable.value?)))
         .collect();
     if missing.is_empty() {
         return Ok(());
@@ -130,7 +133,12 @@ fn leave(code: i32) -> ! {
 }
 
 fn parse(args: &ParseArgs, processor: Processor) -> ExitCode {
-    let load = backends::loader(&args.model, args.model.expectation(None), processor);
+    // One screenshot is no time to measure.
+    let model = ModelArgs {
+        tune: false,
+        ..args.model.clone()
+    };
+    let load = backends::loader(&model, model.expectation(None), processor);
     match one_shot::run(args, || load(0), &mut stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, error.exit_code()),
@@ -161,7 +169,7 @@ fn fetch(args: &FetchArgs, format: LogFormat) -> ExitCode {
     fail(&error, error.exit_code())
 }
 
-fn detect(args: DetectArgs) -> ExitCode {
+fn detect(args: DetectArgs, processor: &Processor) -> ExitCode {
     // Always there: in the end the processor is taken.
     let device = match Device::open(DeviceChoice::Auto) {
         Ok(device) => device,
@@ -173,6 +181,7 @@ fn detect(args: DetectArgs) -> ExitCode {
         device: device.kind(),
         device_name: device.name(),
         vendor: &vendor(),
+        processor: &processor.report(device.kind(), None, hawkeye_torch::threads(), backends::environment),
     });
     let text = match platform.render(args.format) {
         Ok(text) => text,

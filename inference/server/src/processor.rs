@@ -5,10 +5,12 @@
 
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::DeviceKind;
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::num::NonZero;
+use utoipa::ToSchema;
 
-/// Instructions that choices depend on or that explain a speed; the log names those that all cores have.
+/// Instructions that choices depend on or that explain a speed; reports name those that all cores have.
 const FEATURES: [&str; 9] = [
     "bf16",
     "i8mm",
@@ -73,7 +75,8 @@ pub struct Processor {
     pub name: String,
     /// Those of [`FEATURES`] that every core has, in that order.
     pub features: Vec<&'static str>,
-    /// Cores of the fastest kind. A sum that is split evenly waits for the slowest core, so others are no help.
+    /// Cores of the fastest kind, each counted once however many threads it runs. An operation that is split evenly waits for the
+    /// slowest, so others are no help.
     pub even_cores: usize,
     arm: bool,
     page: usize,
@@ -98,7 +101,8 @@ impl Processor {
                 names.push(&kind.name);
             }
         }
-        let fast = kinds.iter().filter(|kind| !kind.slow).count();
+        let fast = blocks.iter().zip(&kinds).filter(|(_, kind)| !kind.slow);
+        let fast = distinct(fast.map(|(block, _)| block));
         Self {
             name: if names.is_empty() {
                 "unknown".to_owned()
@@ -106,28 +110,28 @@ impl Processor {
                 names.join(" + ")
             },
             features: FEATURES.into_iter().filter(everywhere).collect(),
-            even_cores: if fast == 0 { kinds.len() } else { fast },
+            even_cores: if fast == 0 { distinct(blocks.iter()) } else { fast },
             arm,
             page: seen.page,
             usable: seen.usable,
         }
     }
 
-    /// Whether it has instructions for sums of bfloat16 products: Arm's BF16, AVX512-BF16 or AMX.
-    pub fn multiplies_bfloat16(&self) -> bool {
-        let any = |names: &[&str]| self.features.iter().any(|feature| names.contains(feature));
-        if self.arm {
-            any(&["bf16"])
+    /// The instructions for sums of bfloat16 products, if it has any: Arm's BF16, AVX512-BF16 or AMX.
+    fn bfloat16(&self) -> Option<&'static str> {
+        let names: &[&str] = if self.arm {
+            &["bf16"]
         } else {
-            any(&["avx512_bf16", "amx_bf16"])
-        }
+            &["amx_bf16", "avx512_bf16"]
+        };
+        self.features.iter().copied().find(|feature| names.contains(feature))
     }
 
     /// The number format that is fastest on a device without a loss that shows.
     pub fn dtype(&self, device: DeviceKind) -> DType {
         match device {
             DeviceKind::Cuda => DType::Float16,
-            DeviceKind::Cpu if self.multiplies_bfloat16() => DType::BFloat16,
+            DeviceKind::Cpu if self.bfloat16().is_some() => DType::BFloat16,
             DeviceKind::Cpu | DeviceKind::Mps => DType::Float32,
         }
     }
@@ -139,38 +143,217 @@ impl Processor {
         default.min(self.usable).min(even).max(1)
     }
 
+    /// Numbers of threads that may be faster than that one: all CPUs that may be used, second threads of cores and slow cores included.
+    pub fn more_threads(&self, default: usize) -> Option<usize> {
+        Some(self.usable).filter(|&all| all > self.threads(default))
+    }
+
     /// Variables that libtorch and oneDNN read when they are loaded, for a process that is asked for `dtype` (`None`: for the
     /// fastest). AWS' guide for Graviton recommends them; on x86-64 the libraries' own choices stand.
-    pub fn variables(&self, dtype: Option<DType>) -> Vec<(&'static str, &'static str)> {
-        let mut variables = Vec::new();
+    pub fn variables(&self, dtype: Option<DType>) -> Vec<Variable> {
         if !self.arm {
-            return variables;
+            return Vec::new();
         }
-        // How much of what was generated for single shapes is kept.
-        variables.push(("LRU_CACHE_CAPACITY", "1024"));
-        // Huge pages are 2 MiB where pages are 4 KiB, but 32 and 512 MiB where they are 16 and 64 KiB: too much to waste.
-        if self.page == 4096 {
-            variables.push(("THP_MEM_ALLOC_ENABLE", "1"));
+        let (huge, why_huge) = if self.page == 4096 {
+            (Some("1"), "large blocks of memory in huge pages of 2 MiB".to_owned())
+        } else {
+            let size = huge_page(self.page) >> 20;
+            let page = self.page >> 10;
+            (
+                None,
+                format!("a huge page has {size} MiB where a page has {page} KiB, too much to waste"),
+            )
+        };
+        let (products, why_products) = match (self.bfloat16(), dtype) {
+            (None, _) => (None, "the processor has no instructions for bfloat16"),
+            (Some(_), None | Some(DType::BFloat16)) => {
+                (Some("BF16"), "what is left in float32 is multiplied in bfloat16")
+            }
+            (Some(_), Some(_)) => (None, "float32 is asked for"),
+        };
+        vec![
+            Variable {
+                name: "LRU_CACHE_CAPACITY",
+                alias: None,
+                value: Some("1024"),
+                reason: "what is prepared for single shapes is kept".to_owned(),
+            },
+            Variable {
+                name: "THP_MEM_ALLOC_ENABLE",
+                alias: None,
+                value: huge,
+                reason: why_huge,
+            },
+            Variable {
+                name: "DNNL_DEFAULT_FPMATH_MODE",
+                alias: Some("ONEDNN_DEFAULT_FPMATH_MODE"),
+                value: products,
+                reason: why_products.to_owned(),
+            },
+        ]
+    }
+
+    /// What it is, and what was chosen by it for a device. `asked` is the number format that the settings name, `default` the
+    /// library's own number of threads, and `environment` the process's.
+    pub fn report(
+        &self,
+        device: DeviceKind,
+        asked: Option<DType>,
+        default: usize,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> ProcessorReport {
+        let mut chosen = vec![
+            self.chosen_threads(default, environment(THREADS)),
+            self.chosen_dtype(device, asked),
+        ];
+        let variables = self.variables(asked).into_iter();
+        chosen.extend(variables.map(|variable| variable.chosen(&environment)));
+        ProcessorReport {
+            name: self.name.clone(),
+            features: self.features.clone(),
+            page_bytes: self.page,
+            usable_cpus: self.usable,
+            even_cores: self.even_cores,
+            chosen,
         }
-        // Products of float32 matrices in bfloat16. Who asks for float32 gets float32.
-        if self.multiplies_bfloat16() && matches!(dtype, None | Some(DType::BFloat16)) {
-            variables.push(("DNNL_DEFAULT_FPMATH_MODE", "BF16"));
+    }
+
+    fn chosen_threads(&self, default: usize, set: Option<String>) -> Chosen {
+        if let Some(set) = set {
+            return Chosen::new("threads", set, format!("{THREADS} is set"));
         }
-        variables
+        let threads = self.threads(default);
+        let reason = if threads == self.usable {
+            "the CPUs that affinity and CPU limit allow"
+        } else if threads == self.even_cores {
+            "the cores of the fastest kind, each once"
+        } else {
+            "libtorch's own number"
+        };
+        Chosen::new("threads", threads.to_string(), reason.to_owned())
+    }
+
+    fn chosen_dtype(&self, device: DeviceKind, asked: Option<DType>) -> Chosen {
+        let dtype = asked.unwrap_or_else(|| self.dtype(device));
+        let reason = match (asked, device, self.bfloat16()) {
+            (Some(_), ..) => "it is asked for".to_owned(),
+            (None, DeviceKind::Cuda, _) => "the fastest on CUDA".to_owned(),
+            (None, DeviceKind::Mps, _) => "the only one that was tried on MPS".to_owned(),
+            (None, DeviceKind::Cpu, Some(feature)) => format!("the processor multiplies bfloat16 ({feature})"),
+            (None, DeviceKind::Cpu, None) => "the processor has no instructions for bfloat16".to_owned(),
+        };
+        Chosen::new("dtype", dtype.to_string(), reason)
+    }
+}
+
+/// Whoever sets it, as the operator does, chooses the number of threads.
+pub const THREADS: &str = "OMP_NUM_THREADS";
+
+/// Bytes of a huge page on arm64 where a page has `page`: what one table of the level above the last covers, in entries of 8 bytes.
+const fn huge_page(page: usize) -> usize {
+    page / 8 * page
+}
+
+/// A variable that libtorch or oneDNN reads when it is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// Another name that counts as well.
+    alias: Option<&'static str>,
+    /// What it should be; `None` where it should not be set.
+    pub value: Option<&'static str>,
+    /// Why.
+    pub reason: String,
+}
+
+impl Variable {
+    /// What somebody has set it to, under either name.
+    pub fn set(&self, environment: impl Fn(&str) -> Option<String>) -> Option<String> {
+        environment(self.name).or_else(|| environment(self.alias?))
+    }
+
+    /// What is set, or will be: the service starts itself anew with what nobody has set.
+    fn chosen(self, environment: impl Fn(&str) -> Option<String>) -> Chosen {
+        let (value, reason) = match self.set(environment) {
+            Some(set) if self.value != Some(set.as_str()) => (Some(set), "the environment's".to_owned()),
+            _ => (self.value.map(ToOwned::to_owned), self.reason),
+        };
+        Chosen {
+            setting: self.name,
+            value,
+            reason,
+        }
+    }
+}
+
+/// A setting, what it was set to, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Chosen {
+    /// `threads`, `dtype`, `batch_size` or a variable's name.
+    pub setting: &'static str,
+    /// Null: left unset.
+    #[schema(required)]
+    pub value: Option<String>,
+    /// For people.
+    pub reason: String,
+}
+
+impl Chosen {
+    /// A value that was chosen.
+    pub const fn new(setting: &'static str, value: String, reason: String) -> Self {
+        Self {
+            setting,
+            value: Some(value),
+            reason,
+        }
+    }
+}
+
+/// What the processor is, and what was chosen by it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct ProcessorReport {
+    /// Names of its kinds of cores; `unknown` if it does not say.
+    pub name: String,
+    /// Instructions that matter here and that every core has, in the kernel's words.
+    pub features: Vec<&'static str>,
+    /// Size of a page of memory.
+    pub page_bytes: usize,
+    /// CPUs that affinity and CPU limit allow, the limit rounded down.
+    pub usable_cpus: usize,
+    /// Cores of the fastest kind in the machine, each counted once however many threads it runs; 0 if not known.
+    pub even_cores: usize,
+    /// What was chosen.
+    pub chosen: Vec<Chosen>,
+}
+
+impl ProcessorReport {
+    /// Replaces what was chosen before by what was measured.
+    pub fn choose(&mut self, chosen: Chosen) {
+        self.chosen.retain(|before| before.setting != chosen.setting);
+        self.chosen.push(chosen);
     }
 
     /// Says in the log what it is.
-    pub fn tell(&self, threads: usize) {
+    pub fn tell(&self) {
         tracing::info!(
             name = self.name,
             features = self.features.join(" "),
-            page_bytes = self.page,
-            usable = self.usable,
+            page_bytes = self.page_bytes,
+            usable_cpus = self.usable_cpus,
             even_cores = self.even_cores,
-            threads,
             "processor"
         );
+        for Chosen { setting, value, reason } in &self.chosen {
+            tracing::info!(setting, value = value.as_deref().unwrap_or("unset"), reason, "chosen");
+        }
     }
+}
+
+/// Cores among these: threads of one core have the same ids. Where there are no ids, as on arm64, each is a core.
+fn distinct<'a, 'b: 'a>(blocks: impl Iterator<Item = &'a Block<'b>>) -> usize {
+    let (known, unknown): (Vec<_>, Vec<_>) = blocks.map(Block::core).partition(Option::is_some);
+    known.into_iter().collect::<BTreeSet<_>>().len() + unknown.len()
 }
 
 struct Kind {
@@ -191,6 +374,11 @@ impl<'a> Block<'a> {
 
     fn value(&self, wanted: &str) -> Option<&'a str> {
         self.0.iter().find(|(key, _)| *key == wanted).map(|(_, value)| *value)
+    }
+
+    /// Socket and number within it.
+    fn core(&self) -> Option<(&'a str, &'a str)> {
+        Some((self.value("physical id")?, self.value("core id")?))
     }
 
     fn kind(&self, arm: bool) -> Kind {

@@ -82,6 +82,9 @@ pub struct ModelArgs {
     /// float32, with a warning
     #[arg(long, env = "OMNIPARSER_MODEL_DTYPE", default_value = "float32")]
     pub dtype: DTypeChoice,
+    /// On a processor, measure at the start which batch and which number of threads are fastest, unless they are set
+    #[arg(long, env = "HAWKEYE_TUNE", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub tune: bool,
     /// On CUDA, record the models as CUDA graphs; false launches every kernel by itself, more slowly
     #[arg(long, env = "HAWKEYE_CUDA_GRAPHS", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub cuda_graphs: bool,

@@ -155,7 +155,10 @@ fn every_processor_gets_its_number_format_and_threads() {
 fn only_arm_gets_variables_and_products_in_bfloat16_only_who_does_not_ask_for_float32() {
     let names = |processor: &Processor, dtype| -> Vec<&str> {
         let variables = processor.variables(dtype).into_iter();
-        variables.map(|(name, _)| name).collect()
+        variables
+            .filter(|variable| variable.value.is_some())
+            .map(|variable| variable.name)
+            .collect()
     };
     let (cache, pages, products) = ("LRU_CACHE_CAPACITY", "THP_MEM_ALLOC_ENABLE", "DNNL_DEFAULT_FPMATH_MODE");
     for case in cases() {
@@ -175,11 +178,98 @@ fn only_arm_gets_variables_and_products_in_bfloat16_only_who_does_not_ask_for_fl
 
 #[test]
 fn large_pages_come_without_huge_ones() {
-    for (page, huge) in [(4096, true), (16384, false), (65536, false)] {
+    let why = "a huge page has 32 MiB where a page has 16 KiB, too much to waste";
+    let larger = why.replace("32", "512").replace("16", "64");
+    for (page, value, reason) in [
+        (4096, Some("1"), "large blocks of memory in huge pages of 2 MiB"),
+        (16384, None, why),
+        (65536, None, larger.as_str()),
+    ] {
         let found = processor("aarch64", arm(&[(V2, 0x41, 0xd4f, 4)]), page, 4);
-        let set = found.variables(None).contains(&("THP_MEM_ALLOC_ENABLE", "1"));
-        assert_eq!(set, huge, "{page}");
+        let report = found.report(DeviceKind::Cpu, None, 4, |_| None);
+        assert_eq!(report.page_bytes, page);
+        let huge = report
+            .chosen
+            .iter()
+            .find(|chosen| chosen.setting == "THP_MEM_ALLOC_ENABLE");
+        assert_eq!(
+            huge.map(|huge| (huge.value.as_deref(), huge.reason.as_str())),
+            Some((value, reason))
+        );
     }
+}
+
+/// Two threads of each core, as cloud providers sell them.
+#[test]
+fn second_threads_of_cores_are_no_cores() {
+    let threads = (0..8).map(|number| {
+        let core = number / 2 % 2;
+        format!(
+            "processor\t: {number}\nmodel name\t: Xeon\nphysical id\t: {}\ncore id\t\t: {core}\nflags\t: avx512f\n\n",
+            number / 4
+        )
+    });
+    let found = processor("x86_64", threads.collect(), 4096, 8);
+    assert_eq!(
+        (found.even_cores, found.threads(8), found.more_threads(8)),
+        (4, 4, Some(8))
+    );
+    let limited = Processor { usable: 3, ..found };
+    assert_eq!((limited.threads(8), limited.more_threads(8)), (3, None));
+}
+
+#[test]
+fn the_report_says_what_was_chosen_and_why() {
+    let lines = |report: &ProcessorReport| -> Vec<String> {
+        let lines = report.chosen.iter().map(|Chosen { setting, value, reason }| {
+            format!("{setting}={}: {reason}", value.as_deref().unwrap_or("unset"))
+        });
+        lines.collect()
+    };
+    let graviton3 = processor("aarch64", arm(&[(V1, 0x41, 0xd40, 64)]), 4096, 8);
+    let mut report = graviton3.report(DeviceKind::Cpu, None, 64, |_| None);
+    assert_eq!(
+        lines(&report),
+        [
+            "threads=8: the CPUs that affinity and CPU limit allow",
+            "dtype=bfloat16: the processor multiplies bfloat16 (bf16)",
+            "LRU_CACHE_CAPACITY=1024: what is prepared for single shapes is kept",
+            "THP_MEM_ALLOC_ENABLE=1: large blocks of memory in huge pages of 2 MiB",
+            "DNNL_DEFAULT_FPMATH_MODE=BF16: what is left in float32 is multiplied in bfloat16",
+        ]
+    );
+    report.choose(Chosen::new("threads", "16".to_owned(), "measured".to_owned()));
+    assert_eq!(
+        (report.chosen.len(), lines(&report)[4].as_str()),
+        (5, "threads=16: measured")
+    );
+
+    let environment = |name: &str| match name {
+        THREADS => Some("3".to_owned()),
+        "ONEDNN_DEFAULT_FPMATH_MODE" => Some("STRICT".to_owned()),
+        // As it is after the service has started itself anew.
+        "LRU_CACHE_CAPACITY" => Some("1024".to_owned()),
+        _ => None,
+    };
+    let set = graviton3.report(DeviceKind::Cpu, Some(DType::Float32), 64, environment);
+    assert_eq!(
+        lines(&set),
+        [
+            "threads=3: OMP_NUM_THREADS is set",
+            "dtype=float32: it is asked for",
+            "LRU_CACHE_CAPACITY=1024: what is prepared for single shapes is kept",
+            "THP_MEM_ALLOC_ENABLE=1: large blocks of memory in huge pages of 2 MiB",
+            "DNNL_DEFAULT_FPMATH_MODE=STRICT: the environment's",
+        ]
+    );
+    let x86 = processor("x86_64", x86("Xeon", BROADWELL, 4), 4096, 8);
+    assert_eq!(
+        lines(&x86.report(DeviceKind::Cpu, None, 2, |_| None)),
+        [
+            "threads=2: libtorch's own number",
+            "dtype=float32: the processor has no instructions for bfloat16",
+        ]
+    );
 }
 
 #[test]
@@ -237,7 +327,7 @@ fn this_machine_is_read() {
     }
     #[cfg(target_arch = "x86_64")]
     assert_eq!(
-        found.multiplies_bfloat16(),
+        found.bfloat16().is_some(),
         std::arch::is_x86_feature_detected!("avx512bf16"),
         "{found:?}"
     );

@@ -183,6 +183,7 @@ pub fn model_info() -> ModelInfo {
         devices: 1,
         batch_size: 16,
         threads: 2,
+        processor: None,
         cuda: None,
         mismatch: None,
         warm_up: Duration::ZERO,
