@@ -1,4 +1,4 @@
-//! How many crops share one call of the captioner, and what happens when they are too many for the device's memory.
+//! How many crops, or lines of text, share one call of a model, and what happens when they are too many for the device's memory.
 
 use crate::model::{CaptionPrompt, Captioner, ModelError};
 use image::RgbImage;
@@ -10,12 +10,12 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// Batches of at most `size` crops, at least one.
+    /// Batches of at most `size` crops or lines, at least one.
     pub fn new(size: usize) -> Self {
         Self { size: size.max(1) }
     }
 
-    /// The most crops in one call.
+    /// The most in one call.
     pub const fn size(&self) -> usize {
         self.size
     }
@@ -33,8 +33,7 @@ impl Batches {
         }
     }
 
-    /// The captions of all crops, in order. A batch that is too large for the device's memory is halved and tried again, and
-    /// batches stay that small: memory that was short once will be short again.
+    /// The captions of all crops, in order, as [`run`](Self::run) has it.
     ///
     /// # Errors
     /// [`ModelError`] when the captioner fails; out of memory only with a single crop.
@@ -44,13 +43,26 @@ impl Batches {
         crops: &[RgbImage],
         prompt: CaptionPrompt,
     ) -> Result<Vec<String>, ModelError> {
-        let mut captions = Vec::with_capacity(crops.len());
-        let mut rest = crops;
+        self.run(crops, |batch| captioner.caption(batch, prompt))
+    }
+
+    /// What `call` makes of all items, in order, a batch at a time. A batch that is too large for the device's memory is halved and
+    /// tried again, and batches stay that small: memory that was short once will be short again.
+    ///
+    /// # Errors
+    /// [`ModelError`] when `call` fails; out of memory only with a single item.
+    pub fn run<I, O>(
+        &mut self,
+        items: &[I],
+        mut call: impl FnMut(&[I]) -> Result<Vec<O>, ModelError>,
+    ) -> Result<Vec<O>, ModelError> {
+        let mut done = Vec::with_capacity(items.len());
+        let mut rest = items;
         while !rest.is_empty() {
             let batch = &rest[..rest.len().min(self.size)];
-            match captioner.caption(batch, prompt) {
-                Ok(words) => {
-                    captions.extend(words);
+            match call(batch) {
+                Ok(outcomes) => {
+                    done.extend(outcomes);
                     rest = &rest[batch.len()..];
                 }
                 Err(error @ ModelError::OutOfMemory { .. }) if batch.len() > 1 => {
@@ -59,11 +71,11 @@ impl Batches {
                 Err(error) => return Err(error),
             }
         }
-        Ok(captions)
+        Ok(done)
     }
 
-    fn halve(&mut self, crops: usize, error: &ModelError) {
-        self.size = crops / 2;
-        tracing::warn!(%error, crops, batch_size = self.size, "out of memory: the batch is halved");
+    fn halve(&mut self, items: usize, error: &ModelError) {
+        self.size = items / 2;
+        tracing::warn!(%error, items, batch_size = self.size, "out of memory: the batch is halved");
     }
 }

@@ -1,6 +1,7 @@
 //! `detect`: what kind of machine this is, in the words of the scripts that the service is used from, and in the operator's.
 
 use crate::config::DetectFormat;
+use crate::processor::ProcessorReport;
 use hawkeye_pipeline::device::DeviceKind;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -18,6 +19,8 @@ pub struct Seen<'a> {
     pub device_name: &'a str,
     /// Who made the machine, as its firmware says, if it does.
     pub vendor: &'a str,
+    /// The processor, and what is chosen by it where nothing is set.
+    pub processor: &'a ProcessorReport,
 }
 
 /// What kind of machine it is.
@@ -36,6 +39,8 @@ pub struct Platform {
     pub arch: String,
     /// The device's own name.
     pub device_name: String,
+    /// The processor, and what is chosen by it where the settings leave it open.
+    pub processor: ProcessorReport,
 }
 
 impl Platform {
@@ -66,6 +71,7 @@ impl Platform {
             }
             .to_owned(),
             device_name: seen.device_name.to_owned(),
+            processor: seen.processor.clone(),
         }
     }
 
@@ -100,14 +106,22 @@ pub fn vendor() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::processor::Processor;
 
     fn platform(arch: &str, os: &str, device: DeviceKind, device_name: &str, vendor: &str) -> Platform {
+        let read = crate::processor::Seen {
+            arch: "x86_64",
+            cpuinfo: "processor: 0\nmodel name: Xeon\nflags: amx_bf16\n".to_owned(),
+            page: 4096,
+            usable: 1,
+        };
         Platform::new(Seen {
             arch,
             os,
             device,
             device_name,
             vendor,
+            processor: &Processor::new(&read).report(device, None, 1, |_| None),
         })
     }
 
@@ -194,5 +208,10 @@ mod tests {
         let json: serde_json::Value =
             serde_json::from_str(&found.render(DetectFormat::Json).expect("json")).expect("json");
         assert_eq!((&json["gpu_type"], &json["arch"]), (&"cpu".into(), &"amd64".into()));
+        assert_eq!(json["processor"]["name"], "Xeon");
+        let why = serde_json::json!({
+            "setting": "dtype", "value": "bfloat16", "reason": "the processor multiplies bfloat16 (amx_bf16)"
+        });
+        assert_eq!(json["processor"]["chosen"][1], why);
     }
 }

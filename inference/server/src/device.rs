@@ -1,6 +1,7 @@
 //! Which device a process was meant for, which one it got, and what is done when the two differ.
 
 use crate::engine::{LoadError, ModelInfo, ModelState};
+use crate::processor::ProcessorReport;
 use clap::ValueEnum;
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
@@ -35,8 +36,8 @@ impl OnMismatch {
 pub struct Expectation {
     /// The device, if one is named.
     pub device: Option<DeviceKind>,
-    /// Number format of the weights.
-    pub dtype: DType,
+    /// Number format of the weights, if one is named.
+    pub dtype: Option<DType>,
     /// Crops in one batch, if set.
     pub batch_size: Option<usize>,
     /// What to do when the device is another one.
@@ -150,6 +151,9 @@ pub struct DeviceReport {
     /// CPU threads of one operation.
     #[schema(required)]
     pub threads: Option<usize>,
+    /// The processor, and what was chosen by it, with reasons.
+    #[schema(required)]
+    pub processor: Option<ProcessorReport>,
     /// The GPU; null on other devices.
     #[schema(required)]
     pub cuda: Option<Cuda>,
@@ -171,7 +175,8 @@ pub struct DeviceReport {
 pub struct Expected {
     #[schema(required)]
     device: Option<&'static str>,
-    dtype: &'static str,
+    #[schema(required)]
+    dtype: Option<&'static str>,
     #[schema(required)]
     batch_size: Option<usize>,
     on_mismatch: &'static str,
@@ -181,11 +186,11 @@ impl From<&Expectation> for Expected {
     fn from(expectation: &Expectation) -> Self {
         Self {
             device: expectation.device.map(DeviceKind::name),
-            dtype: match expectation.dtype {
+            dtype: expectation.dtype.map(|dtype| match dtype {
                 DType::Float32 => "float32",
                 DType::Float16 => "float16",
                 DType::BFloat16 => "bfloat16",
-            },
+            }),
             batch_size: expectation.batch_size,
             on_mismatch: expectation.on_mismatch.name(),
         }
@@ -211,6 +216,7 @@ impl DeviceReport {
             devices: None,
             batch_size: None,
             threads: None,
+            processor: None,
             cuda: None,
             warm_up_ms: None,
             expected: expectation.into(),
@@ -230,6 +236,7 @@ impl DeviceReport {
             devices: Some(info.devices),
             batch_size: Some(shrunk.unwrap_or(info.batch_size)),
             threads: Some(info.threads),
+            processor: info.processor.clone(),
             cuda: info.cuda.clone(),
             warm_up_ms: Some((info.warm_up.as_secs_f64() * 1e4).round() / 10.0),
             expected: expectation.into(),
@@ -247,11 +254,12 @@ fn differences(info: &ModelInfo, shrunk: Option<usize>, expectation: &Expectatio
     let mut differences = Vec::new();
     // The one model that bundles have in several formats.
     if let Some(captioner) = &info.captioner
-        && captioner.dtype != expectation.dtype
+        && let Some(expected) = expectation.dtype
+        && captioner.dtype != expected
     {
         differences.push(format!(
-            "the bundle has no {} file of {}, so {} runs",
-            expectation.dtype, captioner.name, captioner.dtype
+            "the bundle has no {expected} file of {}, so {} runs",
+            captioner.name, captioner.dtype
         ));
     }
     if let Some(size) = shrunk {
@@ -276,7 +284,7 @@ mod tests {
     fn expectation(device: Option<DeviceKind>, on_mismatch: OnMismatch) -> Expectation {
         Expectation {
             device,
-            dtype: DType::BFloat16,
+            dtype: Some(DType::BFloat16),
             batch_size: Some(128),
             on_mismatch,
         }

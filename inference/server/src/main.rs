@@ -3,14 +3,18 @@
 mod backends;
 
 use clap::Parser as _;
-use hawkeye_inference::config::{BenchArgs, Cli, Command, DetectArgs, FetchArgs, LogFormat, ParseArgs, ServeArgs};
+use hawkeye_inference::config::{
+    BenchArgs, Cli, Command, DetectArgs, FetchArgs, LogFormat, ModelArgs, ParseArgs, ServeArgs,
+};
 use hawkeye_inference::detect::{Platform, Seen, vendor};
 use hawkeye_inference::engine::with_causes;
+use hawkeye_inference::processor::{Processor, Seen as SeenProcessor, Variable};
 use hawkeye_inference::serve::Ended;
 use hawkeye_inference::{bench, fetch, one_shot, service, telemetry};
 use hawkeye_pipeline::device::DeviceChoice;
 use hawkeye_torch::Device;
 use std::io::{Write, stderr, stdout};
+use std::os::unix::process::CommandExt as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -21,11 +25,25 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let processor = Processor::new(&SeenProcessor::here());
+    let model = match &cli.command {
+        Command::Serve(args) => Some(&args.model),
+        Command::Parse(args) => Some(&args.model),
+        Command::Bench(args) => Some(&args.model),
+        Command::Fetch(_) | Command::Detect(_) => None,
+    };
+    if cfg!(target_os = "linux")
+        && let Some(model) = model
+        && let Err(error) = begin_again(processor.variables(model.dtype.named()))
+    {
+        // It computes all the same, only more slowly.
+        writeln!(stderr(), "hawkeye-inference: cannot set libtorch's variables: {error}").unwrap_or_default();
+    }
     match cli.command {
-        Command::Serve(args) => serve(&args, cli.log_format),
+        Command::Serve(args) => serve(&args, cli.log_format, processor),
         Command::Parse(args) => {
             telemetry::log(cli.log_format, "warn");
-            parse(&args)
+            parse(&args, processor)
         }
         Command::Fetch(args) => {
             telemetry::log(cli.log_format, "info");
@@ -33,17 +51,43 @@ fn main() -> ExitCode {
         }
         Command::Detect(args) => {
             telemetry::log(cli.log_format, "warn");
-            detect(args)
+            detect(args, &processor)
         }
         Command::Bench(args) => {
             telemetry::log(cli.log_format, "warn");
-            bench(&args)
+            bench(&args, processor)
         }
     }
 }
 
+/// Puts this program in its own place, same process, with those of `variables` that nobody has set. libtorch's libraries read
+/// them when they are loaded, which was before `main`.
+///
+/// # Errors
+/// When the program cannot be started again. Without an error it returns only if all were set.
+fn begin_again(variables: Vec<Variable>) -> std::io::Result<()> {
+    let missing: Vec<_> = variables
+        .into_iter()
+        .filter(|variable| variable.set(backends::environment).is_none())
+        .filter_map(|variable| Some((variable.name, variable.value?)))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut arguments = std::env::args_os();
+    let mut again = std::process::Command::new(std::env::current_exe()?);
+    if let Some(name) = arguments.next() {
+        again.arg0(name);
+    }
+    again.args(arguments);
+    for (name, value) in missing {
+        again.env(name, value);
+    }
+    Err(again.exec())
+}
+
 /// Exit codes: 0 every request was answered; 1 it could not start or go on, or requests were cut off.
-fn serve(args: &ServeArgs, format: LogFormat) -> ExitCode {
+fn serve(args: &ServeArgs, format: LogFormat, processor: Processor) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error, 1),
@@ -53,7 +97,7 @@ fn serve(args: &ServeArgs, format: LogFormat) -> ExitCode {
         Err(error) => return fail(&error, 1),
     };
     let ended = runtime.block_on(async {
-        let load = backends::loader(&args.model, args.model.expectation(Some(&args.expect)));
+        let load = backends::loader(&args.model, args.model.expectation(Some(&args.expect)), processor);
         let ended = service::run(args, load).await;
         telemetry.end().await;
         ended
@@ -88,8 +132,13 @@ fn leave(code: i32) -> ! {
     signal_hook::low_level::exit(code)
 }
 
-fn parse(args: &ParseArgs) -> ExitCode {
-    let load = backends::loader(&args.model, args.model.expectation(None));
+fn parse(args: &ParseArgs, processor: Processor) -> ExitCode {
+    // One screenshot is no time to measure.
+    let model = ModelArgs {
+        tune: false,
+        ..args.model.clone()
+    };
+    let load = backends::loader(&model, model.expectation(None), processor);
     match one_shot::run(args, || load(0), &mut stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, error.exit_code()),
@@ -120,7 +169,7 @@ fn fetch(args: &FetchArgs, format: LogFormat) -> ExitCode {
     fail(&error, error.exit_code())
 }
 
-fn detect(args: DetectArgs) -> ExitCode {
+fn detect(args: DetectArgs, processor: &Processor) -> ExitCode {
     // Always there: in the end the processor is taken.
     let device = match Device::open(DeviceChoice::Auto) {
         Ok(device) => device,
@@ -132,6 +181,7 @@ fn detect(args: DetectArgs) -> ExitCode {
         device: device.kind(),
         device_name: device.name(),
         vendor: &vendor(),
+        processor: &processor.report(device.kind(), None, hawkeye_torch::threads(), backends::environment),
     });
     let text = match platform.render(args.format) {
         Ok(text) => text,
@@ -143,8 +193,8 @@ fn detect(args: DetectArgs) -> ExitCode {
     }
 }
 
-fn bench(args: &BenchArgs) -> ExitCode {
-    let load = backends::loader(&args.model, args.model.expectation(None));
+fn bench(args: &BenchArgs, processor: Processor) -> ExitCode {
+    let load = backends::loader(&args.model, args.model.expectation(None), processor);
     match bench::run(args, || load(0), &mut stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error, 1),

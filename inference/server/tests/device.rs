@@ -28,7 +28,7 @@ const NO_LIBRARY: &str = "libtorch_cuda.so cannot be opened: no such file";
 async fn without_gpu(on_mismatch: OnMismatch) -> Service {
     let expectation = Expectation {
         device: Some(DeviceKind::Cuda),
-        dtype: DType::BFloat16,
+        dtype: Some(DType::BFloat16),
         batch_size: Some(128),
         on_mismatch,
     };
@@ -149,7 +149,7 @@ async fn deny_stays_alive_but_is_never_ready() {
 #[tokio::test]
 async fn another_number_format_than_asked_for_is_told() {
     let expected = Expectation {
-        dtype: DType::BFloat16,
+        dtype: Some(DType::BFloat16),
         ..expectation()
     };
     let with_captioner = |info: ModelInfo| ModelInfo {
@@ -182,7 +182,7 @@ async fn another_number_format_than_asked_for_is_told() {
 #[tokio::test]
 async fn without_a_captioner_no_number_format_is_missed() {
     let expected = Expectation {
-        dtype: DType::BFloat16,
+        dtype: Some(DType::BFloat16),
         ..expectation()
     };
     let load = || Ok((parser(&Gate::new(true)), model_info()));

@@ -111,16 +111,6 @@ impl Device {
         self.graphs.clone()
     }
 
-    /// The number format that is fastest here without a loss that shows: `float16` on GPUs, `bfloat16` on processors that multiply it,
-    /// else `float32`.
-    pub fn best_dtype(&self) -> DType {
-        match self.kind {
-            DeviceKind::Cuda => DType::Float16,
-            DeviceKind::Cpu if multiplies_bfloat16() => DType::BFloat16,
-            DeviceKind::Cpu | DeviceKind::Mps => DType::Float32,
-        }
-    }
-
     /// The number format that a model runs in where `wanted` is asked for.
     pub(crate) fn usable(&self, role: Role, wanted: DType) -> DType {
         let reads_text = matches!(role, Role::OcrDetector | Role::OcrRecognizer);
@@ -167,16 +157,6 @@ pub fn threads() -> usize {
 /// Sets the number of CPU threads of one libtorch operation, for the whole process.
 pub fn set_threads(threads: usize) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
-}
-
-/// Whether the processor has instructions for sums of bfloat16 products. Those with AMX have the ones of AVX-512, too.
-fn multiplies_bfloat16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx512bf16");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("bf16");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    false
 }
 
 fn cpu() -> Device {
@@ -372,7 +352,6 @@ mod tests {
         let device = Device::open(DeviceChoice::Only(DeviceKind::Cpu)).unwrap();
         assert_eq!((device.kind(), device.torch()), (DeviceKind::Cpu, tch::Device::Cpu));
         assert!(device.name().starts_with("CPU ("), "{}", device.name());
-        assert_ne!(device.best_dtype(), DType::Float16, "processors compute it slowly");
         for role in [Role::Detector, Role::OcrDetector, Role::Captioner] {
             assert_eq!(device.usable(role, DType::Float16), DType::Float32);
             assert_eq!(device.usable(role, DType::BFloat16), DType::BFloat16);

@@ -86,6 +86,20 @@ impl LoadedModule {
         })
     }
 
+    /// A module of a test's own on the processor, in `float32`, from the model's entry of a `bundle.json`.
+    #[cfg(test)]
+    pub(crate) fn of_test(module: CModule, model: &str) -> Self {
+        Self {
+            module,
+            device: tch::Device::Cpu,
+            kind: Kind::Float,
+            model: serde_json::from_str(model).unwrap(),
+            dtype: DType::Float32,
+            path: String::new(),
+            statistics: None,
+        }
+    }
+
     pub(crate) const fn model(&self) -> &Model {
         &self.model
     }

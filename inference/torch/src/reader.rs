@@ -7,12 +7,13 @@ use crate::{
     runner::{Runner, Work},
 };
 use hawkeye_pipeline::{
+    batches::Batches,
     bundle::{Bundle, RecognizerOutput},
     device::DeviceKind,
     geometry::Quad,
     model::{ModelError, TextLine, TextReader},
     ocr::{
-        batch::{Batch, MIN_WIDTH, by_bucket, by_width},
+        batch::{MIN_WIDTH, by_bucket, by_width},
         crop::cut_line,
         ctc::{Alphabet, Emission, emissions},
         db::{DbOptions, ProbabilityMap, find_lines},
@@ -43,7 +44,8 @@ pub struct TorchReader {
     recogniser: Runner,
     alphabet: Alphabet,
     line_height: u32,
-    batch_size: usize,
+    /// The most lines in a call.
+    size: Batches,
     /// Whether batches have few shapes, and characters are chosen without asking the host.
     on_gpu: bool,
 }
@@ -79,13 +81,17 @@ impl TorchReader {
             .map_err(|_| missing("characters in UTF-8"))?;
         let alphabet = Alphabet::from_lines(&text);
         let on_gpu = device.kind() == DeviceKind::Cuda;
-        let characters: Work = if on_gpu { winners } else { best_classes };
+        let (characters, most): (Work, _) = if on_gpu {
+            (winners, GPU_LINES[GPU_LINES.len() - 1])
+        } else {
+            (best_classes, batch_size)
+        };
         Ok(Self {
             finder: Runner::new(finder, device, LoadedModule::of_pictures),
             recogniser: Runner::new(recogniser, device, characters),
             alphabet,
             line_height,
-            batch_size: batch_size.max(1),
+            size: Batches::new(most),
             on_gpu,
         })
     }
@@ -154,37 +160,58 @@ impl TorchReader {
         Ok((picture, quads))
     }
 
-    /// Reads pictures of single lines, of any size, in their order.
+    /// Reads pictures of single lines, of any size, in their order. A batch that the device's memory does not hold is halved, and
+    /// batches stay that small.
     ///
     /// # Errors
-    /// [`ModelError`] when libtorch fails.
+    /// [`ModelError`] when libtorch fails; out of memory only with a single line.
     pub fn recognise(&mut self, lines: &[RgbImage]) -> Result<Vec<Reading>, ModelError> {
-        self.read_lines(lines).map_err(backend("text reader"))
-    }
-
-    fn read_lines(&mut self, lines: &[RgbImage]) -> Result<Vec<Reading>, TchError> {
+        let failed = backend("text reader");
         let widths: Vec<u32> = lines.iter().map(|line| self.scaled_width(line)).collect();
+        let mut size = self.size;
         let batches = if self.on_gpu {
-            by_bucket(&widths, &GPU_WIDTHS, most_lines)
+            by_bucket(&widths, &GPU_WIDTHS, |width| most_lines(width).min(size.size()))
         } else {
-            by_width(&widths, self.batch_size)
+            by_width(&widths, size.size())
         };
         let mut readings = vec![Reading::default(); lines.len()];
-        let first = batches.first().map(|batch| self.input(batch, lines, &widths));
-        let mut next = first.transpose()?;
+        let mut prepared: Option<(&[usize], [Tensor; 2])> = None;
         for (at, batch) in batches.iter().enumerate() {
-            let Some(input) = next.take() else { break };
-            let outcome = self.recogniser.run(&input)?;
-            // While a GPU is at this batch.
-            if let Some(batch) = batches.get(at + 1) {
-                next = Some(self.input(batch, lines, &widths)?);
-            }
-            let found = self.readings(&outcome, batch.lines.len())?;
-            for (&line, reading) in batch.lines.iter().zip(found) {
+            let whole = batch.lines.len();
+            let found = size.run(&batch.lines, |part| {
+                let input = match prepared.take() {
+                    Some((lines, input)) if lines == part => input,
+                    _ => {
+                        // What was halved for want of memory is not padded again.
+                        let padded = if part.len() == whole {
+                            self.padded(whole)
+                        } else {
+                            part.len()
+                        };
+                        self.input(part, padded, batch.width, lines, &widths).map_err(&failed)?
+                    }
+                };
+                let outcome = self.recogniser.run(&input).map_err(&failed)?;
+                // While a GPU is at this batch.
+                if let Some(next) = batches.get(at + 1) {
+                    let input = self.input(&next.lines, self.padded(next.lines.len()), next.width, lines, &widths);
+                    prepared = Some((&next.lines, input.map_err(&failed)?));
+                }
+                self.readings(&outcome, part.len()).map_err(&failed)
+            });
+            // Also when it fails: later ones begin with what is known by now.
+            self.size = size;
+            for (&line, reading) in batch.lines.iter().zip(found?) {
                 readings[line] = reading;
             }
         }
         Ok(readings)
+    }
+
+    /// Lines of a batch, with those that pad it.
+    fn padded(&self, lines: usize) -> usize {
+        let bucket = lines_up_to(usize::MAX).find(|&bucket| self.on_gpu && bucket >= lines);
+        bucket.map_or(lines, |bucket| bucket.min(self.size.size()).max(lines))
     }
 
     /// Width in pixels of a line scaled to the recogniser's height.
@@ -204,15 +231,20 @@ impl TorchReader {
         }
     }
 
-    /// The lines on a page of the batch's width, each scaled to its own.
-    fn input(&self, batch: &Batch, lines: &[RgbImage], widths: &[u32]) -> Result<[Tensor; 2], TchError> {
-        let count = batch.lines.len();
-        let padded = lines_up_to(usize::MAX).find(|&lines| self.on_gpu && lines >= count);
-        let mut page = self.page(padded.unwrap_or(count), batch.width);
+    /// The lines of a batch on a page of `padded` lines of that width, each scaled to its own.
+    fn input(
+        &self,
+        batch: &[usize],
+        padded: usize,
+        width: u32,
+        lines: &[RgbImage],
+        widths: &[u32],
+    ) -> Result<[Tensor; 2], TchError> {
+        let mut page = self.page(padded, width);
         // Without `self`: models are not shared between threads.
         let height = self.line_height;
-        let scaled = |&line: &usize| resize_exact(&lines[line], widths[line].min(batch.width), height);
-        let scaled: Vec<RgbImage> = batch.lines.par_iter().map(scaled).collect();
+        let scaled = |&line: &usize| resize_exact(&lines[line], widths[line].min(width), height);
+        let scaled: Vec<RgbImage> = batch.par_iter().map(scaled).collect();
         for (place, line) in scaled.iter().enumerate() {
             page.put(place, line);
         }
@@ -401,7 +433,9 @@ impl TextReader for TorchReader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hawkeye_pipeline::device::DeviceChoice;
     use image::Rgb;
+    use tch::CModule;
 
     #[test]
     fn few_shapes_and_none_that_is_too_large() {
@@ -451,6 +485,82 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Lines that a device of the test below holds.
+    const MOST_HELD: i64 = 3;
+
+    fn short_of_memory(recogniser: &LoadedModule, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+        if inputs[0].size()[0] > MOST_HELD {
+            return Err(TchError::Torch(
+                "CUDA out of memory. Tried to allocate 2.00 GiB.".to_owned(),
+            ));
+        }
+        best_classes(recogniser, inputs)
+    }
+
+    /// Its recogniser says `a` for a bright line, `b` for a middling one and `c` for a dark one.
+    fn reader(work: Work, on_gpu: bool) -> TorchReader {
+        // Made before the tracing, which does not see what is copied into a tensor.
+        let classes = Tensor::from_slice(&[-9.0_f32, 1.0, 0.5, 0.0]);
+        let mut shades = |inputs: &[Tensor]| {
+            let shade = inputs[0]
+                .mean_dim([1, 2].as_slice(), false, Kind::Float)
+                .slice(1, 0, 320, 40);
+            vec![-(shade.unsqueeze(-1) - &classes).square()]
+        };
+        let example = [Tensor::zeros([2, 3, 48, 320], (Kind::Float, tch::Device::Cpu))];
+        let model =
+            r#"{"role": "ocr-recognizer", "name": "shades", "architecture": "ctc", "licence": "MIT", "files": []}"#;
+        let device = Device::open(DeviceChoice::Only(DeviceKind::Cpu)).unwrap();
+        let mut module = || {
+            let traced = CModule::create_by_tracing("shades", "forward", &example, &mut shades);
+            LoadedModule::of_test(traced.unwrap(), model)
+        };
+        TorchReader {
+            finder: Runner::new(module(), &device, LoadedModule::of_pictures),
+            recogniser: Runner::new(module(), &device, work),
+            alphabet: Alphabet::from_lines("a\nb\nc"),
+            line_height: 48,
+            size: Batches::new(16),
+            on_gpu,
+        }
+    }
+
+    #[test]
+    fn a_batch_of_lines_that_memory_does_not_hold_is_halved_and_stays_small() {
+        let lines: Vec<RgbImage> = (0..9_u8)
+            .map(|at| RgbImage::from_pixel(320, 48, Rgb([[250; 3], [128; 3], [3; 3]][usize::from(at % 3)])))
+            .collect();
+        let read = |reader: &mut TorchReader| -> String {
+            let readings = reader.recognise(&lines).unwrap();
+            readings.iter().map(|reading| reading.text.as_str()).collect()
+        };
+        assert_eq!(read(&mut reader(best_classes, false)), "abcabcabc");
+        let mut short = reader(short_of_memory, false);
+        assert_eq!(read(&mut short), "abcabcabc");
+        // 9, 4, 2.
+        assert_eq!(short.size.size(), 2);
+        assert_eq!(read(&mut short), "abcabcabc");
+        // What pads a batch shrinks with it.
+        assert_eq!([1, 2].map(|lines| short.padded(lines)), [1, 2]);
+        short.on_gpu = true;
+        assert_eq!([1, 2].map(|lines| short.padded(lines)), [2, 2]);
+        assert_eq!(
+            [1, 5, 9].map(|lines| reader(best_classes, true).padded(lines)),
+            [4, 16, 16]
+        );
+    }
+
+    #[test]
+    fn a_single_line_that_memory_does_not_hold_is_an_error() {
+        let never = |_: &LoadedModule, _: &[Tensor]| Err(TchError::Torch("CUDA out of memory.".to_owned()));
+        let mut reader = reader(never, false);
+        let error = reader
+            .recognise(&[RgbImage::new(320, 48), RgbImage::new(320, 48)])
+            .unwrap_err();
+        assert!(matches!(error, ModelError::OutOfMemory { .. }), "{error}");
+        assert_eq!(reader.size.size(), 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::{
     device::Device,
     graphs::{Failure, Graphs, failed},
-    module::{Inference, LoadedModule},
+    module::{Inference, LoadedModule, is_out_of_memory},
     shim::trim_memory,
 };
 use tch::{TchError, Tensor};
@@ -33,7 +33,8 @@ impl Runner {
         &self.module
     }
 
-    /// The outcome for inputs on the host, on the device; good until the next call of any model.
+    /// The outcome for inputs on the host, on the device; good until the next call of any model. When memory is short, that comes after
+    /// all memory that can be spared was given back to the device, so that a smaller batch finds it free.
     pub(crate) fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
         let _inference = Inference::begin()?;
         let Self { graphs, module, work } = self;
@@ -45,7 +46,16 @@ impl Runner {
                 Err(error) => self.do_without(&error)?,
             }
         }
-        (self.work)(&self.module, &on_device(&self.module, inputs)?)
+        let outcome = on_device(&self.module, inputs).and_then(|inputs| (self.work)(&self.module, &inputs));
+        if outcome.as_ref().is_err_and(is_out_of_memory) {
+            if let Some(graphs) = &mut self.graphs {
+                graphs.clear();
+            }
+            if let Err(error) = trim_memory() {
+                tracing::debug!(%error, "no memory was given back");
+            }
+        }
+        outcome
     }
 
     /// Records the graph for inputs of these shapes, on the host, at once. Without CUDA graphs, or memory for this one, nothing

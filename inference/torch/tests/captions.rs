@@ -237,6 +237,20 @@ fn recorded_captions_are_those_of_single_kernels() {
 }
 
 #[test]
+fn a_step_can_be_timed_for_batches_of_any_size_and_changes_nothing() {
+    let bundle = bundle();
+    let (crops, _) = reference(&bundle);
+    let mut captioner = captioner(&bundle, DType::Float32);
+    let before = captioner.tokens(&crops[..2], CaptionPrompt::Caption).unwrap();
+    let times = [1, 8, 32].map(|size| captioner.step_time(size).unwrap());
+    assert!(
+        times.iter().all(|time| (1..10_000_000).contains(&time.as_micros())),
+        "{times:?}"
+    );
+    assert_eq!(captioner.tokens(&crops[..2], CaptionPrompt::Caption).unwrap(), before);
+}
+
+#[test]
 fn without_memory_for_the_batch_it_shrinks_and_every_crop_is_answered() {
     let Some(device) = gpu() else { return };
     let bundle = bundle();

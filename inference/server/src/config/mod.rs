@@ -2,12 +2,12 @@
 
 mod values;
 
+pub use self::values::DTypeChoice;
 use self::values::{at_least_one, bytes, duration, fraction, sha256, size, web_address};
 use crate::device::{Expectation, OnMismatch};
 use crate::input::Settings;
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::{DeviceChoice, DeviceKind};
 use hawkeye_pipeline::model::CaptionPrompt;
 use hawkeye_pipeline::profile::{Profile, ProfileSettings};
@@ -77,10 +77,14 @@ pub struct ModelArgs {
     /// Crops in one batch [default: by profile and device]
     #[arg(long, env = "OMNIPARSER_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: Option<u32>,
-    /// Number format of the weights: float32, float16 or bfloat16. On a processor float16 becomes float32; a captioner that
-    /// the bundle does not have in it runs in float32, with a warning
+    /// Number format of the weights: float32, float16, bfloat16, or auto (what is fastest on the device: bfloat16 on processors
+    /// that multiply it). On a processor float16 becomes float32; a captioner that the bundle does not have in it runs in
+    /// float32, with a warning
     #[arg(long, env = "OMNIPARSER_MODEL_DTYPE", default_value = "float32")]
-    pub dtype: DType,
+    pub dtype: DTypeChoice,
+    /// On a processor, measure at the start which batch and which number of threads are fastest, unless they are set
+    #[arg(long, env = "HAWKEYE_TUNE", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
+    pub tune: bool,
     /// On CUDA, record the models as CUDA graphs; false launches every kernel by itself, more slowly
     #[arg(long, env = "HAWKEYE_CUDA_GRAPHS", value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set, value_parser = BoolishValueParser::new())]
     pub cuda_graphs: bool,
@@ -187,7 +191,7 @@ impl ModelArgs {
             device: expect
                 .and_then(|expect| expect.expect_device)
                 .or_else(|| self.device.named()),
-            dtype: self.dtype,
+            dtype: self.dtype.named(),
             batch_size: self.batch_size.map(|size| size as usize),
             on_mismatch: expect.map_or(OnMismatch::Exit, |expect| expect.on_mismatch),
         }
@@ -369,6 +373,7 @@ pub fn not_read(names: impl Iterator<Item = String>) -> Vec<(String, String)> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use hawkeye_pipeline::bundle::DType;
 
     fn serve_args(args: &[&str]) -> Result<ServeArgs, clap::Error> {
         let cli = Cli::try_parse_from([&["hawkeye-inference", "serve"], args].concat())?;
@@ -400,7 +405,10 @@ mod tests {
         let args = serve_args(&["--device", "CUDA", "--profile", "speed", "--dtype", "BFloat16"]).expect("valid");
         assert_eq!(args.model.device, DeviceChoice::Only(DeviceKind::Cuda));
         assert_eq!(args.model.profile, Profile::Speed);
-        assert_eq!(args.model.dtype, DType::BFloat16);
+        assert_eq!(args.model.dtype, DTypeChoice::Only(DType::BFloat16));
+        let auto = serve_args(&["--dtype", "Auto"]).expect("valid").model;
+        assert_eq!((auto.dtype, auto.expectation(None).dtype), (DTypeChoice::Auto, None));
+        assert!(serve_args(&["--dtype", "int8"]).is_err());
     }
 
     #[test]

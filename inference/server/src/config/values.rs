@@ -1,7 +1,39 @@
 //! What the values of flags and variables look like.
 
+use hawkeye_pipeline::bundle::{DType, UnknownDType};
+use std::str::FromStr;
 use std::time::Duration;
 use url::Url;
+
+/// The number format that the settings ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DTypeChoice {
+    /// What is fastest on the device.
+    Auto,
+    /// This one, as far as the bundle has it.
+    Only(DType),
+}
+
+impl DTypeChoice {
+    /// The number format, if one is named.
+    pub const fn named(self) -> Option<DType> {
+        match self {
+            Self::Auto => None,
+            Self::Only(dtype) => Some(dtype),
+        }
+    }
+}
+
+impl FromStr for DTypeChoice {
+    type Err = UnknownDType;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        if name.eq_ignore_ascii_case("auto") {
+            return Ok(Self::Auto);
+        }
+        name.parse().map(Self::Only)
+    }
+}
 
 pub(super) fn web_address(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| error.to_string())?;

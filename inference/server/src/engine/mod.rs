@@ -19,6 +19,7 @@ use crate::crop_cache::CropCache;
 use crate::device::Cuda;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
+use crate::processor::ProcessorReport;
 use hawkeye_pipeline::bundle::DType;
 use hawkeye_pipeline::device::DeviceKind;
 use hawkeye_pipeline::geometry::PixelRect;
@@ -62,6 +63,8 @@ pub struct ModelInfo {
     pub batch_size: usize,
     /// CPU threads of one operation.
     pub threads: usize,
+    /// The processor, and what was chosen by it.
+    pub processor: Option<ProcessorReport>,
     /// The GPU, on CUDA.
     pub cuda: Option<Cuda>,
     /// Why the device is not the one that is expected, if it is not.

@@ -14,18 +14,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// What a GPU parses before it is sent anything: common screens, for the first one of a size takes it seconds, and each twice, for it
-/// records what comes again.
-const GPU_WARM_UP: [(u32, u32); 8] = [
-    WARM_UP_SIZE,
-    WARM_UP_SIZE,
-    (1280, 960),
-    (1280, 960),
-    (1920, 1080),
-    (1920, 1080),
-    (2560, 1440),
-    (2560, 1440),
-];
+/// What a GPU parses before it is sent anything: common screens, for the first one of a size takes it seconds.
+const GPU_WARM_UP: [(u32, u32); 4] = [WARM_UP_SIZE, (1280, 960), (1920, 1080), (2560, 1440)];
+
+/// How often it parses each: it records what comes again.
+const GPU_ROUNDS: usize = 2;
 
 /// How often at most a device is asked for its memory.
 const MEMORY_EVERY: Duration = Duration::from_secs(1);
@@ -113,12 +106,12 @@ where
         parser
             .prepare(warm_up.profile.prompt)
             .map_err(|error| unusable(&error))?;
-        let sizes: &[_] = if info.device == DeviceKind::Cuda {
-            &GPU_WARM_UP
+        let (sizes, rounds): (&[_], _) = if info.device == DeviceKind::Cuda {
+            (&GPU_WARM_UP, GPU_ROUNDS)
         } else {
-            &[WARM_UP_SIZE]
+            (&[WARM_UP_SIZE], 1)
         };
-        for &size in sizes {
+        for &size in sizes.iter().flat_map(|size| std::iter::repeat_n(size, rounds)) {
             info.warm_up += first_parse(&mut parser, warm_up, size).map_err(|error| unusable(&error))?;
         }
         Ok::<_, LoadError>((parser, info))

@@ -184,6 +184,7 @@ pub fn model_info() -> ModelInfo {
         workers_per_device: 1,
         batch_size: 16,
         threads: 2,
+        processor: None,
         cuda: None,
         mismatch: None,
         warm_up: Duration::ZERO,
@@ -228,7 +229,7 @@ pub fn limits() -> RequestLimits {
 pub fn expectation() -> Expectation {
     Expectation {
         device: None,
-        dtype: DType::Float32,
+        dtype: Some(DType::Float32),
         batch_size: None,
         on_mismatch: OnMismatch::Exit,
     }

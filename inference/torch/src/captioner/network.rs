@@ -10,8 +10,13 @@ use hawkeye_pipeline::{
     bundle::{Bundle, CaptionerFiles, CaptionerSpec, DType, Model, PromptTokens},
     caption::{Decoding, GenerationRules},
     model::CaptionPrompt,
+    parser::CAPTION_CROP,
 };
+use std::time::{Duration, Instant};
 use tch::{Kind, TchError, Tensor};
+
+/// Steps that are timed for a size of batches. The first has more to do than the later ones.
+const STEPS_TIMED: usize = 4;
 
 /// The network on a device.
 #[derive(Debug)]
@@ -115,6 +120,24 @@ impl Network {
         let position = self.places.f_narrow(0, place, 1)?;
         self.step
             .call(&[token, &position, cache, memory, &self.seen.f_get(place)?])
+    }
+
+    /// The least of a few steps of `rows` captions.
+    pub(super) fn step_time(&self, rows: usize) -> Result<Duration, TchError> {
+        let side = i64::from(CAPTION_CROP);
+        let blank = Tensor::f_zeros([1, side, side, 3], (Kind::Uint8, self.device()))?;
+        let (memory, cache) = self.begin(&blank, CaptionPrompt::Caption)?;
+        let rows = rows as i64;
+        let copies = |one: &Tensor| one.f_repeat([1, 1, rows, 1, 1, 1]);
+        let (memory, cache) = (copies(&memory)?, copies(&cache)?);
+        let token = Tensor::f_full([rows], self.rules().start_token, (Kind::Int64, self.device()))?;
+        let mut least = Duration::MAX;
+        for _ in 0..STEPS_TIMED {
+            let started = Instant::now();
+            best(&self.step(&token, 0, &cache, &memory)?, &[])?;
+            least = least.min(started.elapsed());
+        }
+        Ok(least)
     }
 
     /// The tokens of each crop; a crop whose caption has ended costs nothing more. `crops` are (B, 64, 64, 3) bytes.
