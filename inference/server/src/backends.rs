@@ -43,10 +43,16 @@ fn options(args: &ModelArgs, choice: &Choice, number: usize) -> LoadOptions {
         device: DeviceChoice::Only(choice.kind),
         number,
         dtype,
+        beside_int8: fastest(choice.kind),
         batch_size,
         cuda_graphs: args.cuda_graphs,
         ..LoadOptions::default()
     }
+}
+
+/// What models run in beside a captioner in `int8`.
+fn fastest(kind: DeviceKind) -> DType {
+    Device::open(DeviceChoice::Only(kind)).map_or(DType::Float32, |device| device.best_dtype())
 }
 
 fn describe(

@@ -77,8 +77,9 @@ pub struct ModelArgs {
     /// Crops in one batch [default: by profile and device]
     #[arg(long, env = "OMNIPARSER_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: Option<u32>,
-    /// Number format of the weights: float32, float16 or bfloat16. On a processor float16 becomes float32; a captioner that
-    /// the bundle does not have in it runs in float32, with a warning
+    /// Number format of the weights: float32, float16, bfloat16, or int8 (captions on a processor; the other models run in the
+    /// fastest format). On a processor float16 becomes float32; a captioner that the bundle does not have in it runs in float32,
+    /// with a warning; without int8 it is an error
     #[arg(long, env = "OMNIPARSER_MODEL_DTYPE", default_value = "float32")]
     pub dtype: DType,
     /// On CUDA, record the models as CUDA graphs; false launches every kernel by itself, more slowly
