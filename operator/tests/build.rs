@@ -120,6 +120,24 @@ fn golden_overrides() {
 }
 
 #[test]
+fn golden_int8() {
+    golden("cpu-amd64-int8", &one("cpu-amd64", "dtype: Int8"));
+}
+
+#[test]
+fn int8_never_reaches_a_gpu_pod() {
+    let format = |class: &str| env(&one(class, "dtype: Int8"), "OMNIPARSER_MODEL_DTYPE").map(str::to_owned);
+    for (class, expected) in [
+        ("dgx-spark", "bfloat16"),
+        ("cuda-amd64", "float16"),
+        ("graviton", "int8"),
+        ("cpu-arm64", "int8"),
+    ] {
+        assert_eq!(format(class).as_deref(), Some(expected), "{class}");
+    }
+}
+
+#[test]
 fn a_pool_for_each_class_with_replicas_and_one_service() {
     let (plan, objects) = built("{replicas: 5}", &model());
     let names: Vec<String> = objects

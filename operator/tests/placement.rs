@@ -423,6 +423,33 @@ fn batch_dtype_memory_and_cpu_come_from_profile_and_class() {
     assert!(cpu.message.contains("Float16"), "{}", cpu.message);
 }
 
+#[test]
+fn int8_is_for_cpus() {
+    let index = index(&all_platforms());
+    let plan = plan("{replicas: 5, dtype: Int8}", &index);
+    let formats: Vec<_> = plan
+        .pools
+        .iter()
+        .map(|pool| (pool.class.as_str(), pool.dtype))
+        .collect();
+    assert_eq!(
+        formats[..4],
+        [
+            ("dgx-spark", Dtype::BFloat16),
+            ("cuda-arm64", Dtype::Float16),
+            ("cuda-amd64", Dtype::Float16),
+            ("graviton", Dtype::Int8),
+        ]
+    );
+    let spark = &plan.pools[0].message;
+    assert!(
+        spark.contains("GPUs have no Int8 kernels for these models, so BFloat16 is used."),
+        "{spark}"
+    );
+    let graviton = &plan.pools[3].message;
+    assert!(!graviton.contains("Int8 kernels"), "{graviton}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 

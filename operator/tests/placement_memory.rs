@@ -47,6 +47,8 @@ fn a_pods_memory_limit_is_what_model_dtype_and_batch_need() {
     let cpu = |yaml: &str| pool(with_memory(bare("n", "amd64", &[]), 64 * GIB), yaml).memory.0;
     assert_eq!(cpu("{}"), "4Gi");
     assert_eq!(cpu("{overrides: {cpu-amd64: {batchSize: 32}}}"), "6Gi");
+    // Half of the weights' bytes; the crops of a batch are as large.
+    assert_eq!(cpu("{dtype: Int8, overrides: {cpu-amd64: {batchSize: 32}}}"), "5632Mi");
 }
 
 #[test]

@@ -40,7 +40,8 @@ use super::{
     printcolumn(name = "Message", type_ = "string", json_path = ".status.message", priority = 1)
 )]
 #[x_kube(validation = Rule::new("!has(self.classes) || !has(self.overrides) || self.overrides.all(name, name in self.classes)").message("overrides names a class that classes does not list, so it would have no effect").field_path(".overrides"))]
-#[x_kube(validation = Rule::new("self.device != 'Cpu' || self.dtype != 'Float16'").message("dtype must be Auto, BFloat16 or Float32 when device is Cpu: CPUs have no Float16 kernels for these models").field_path(".dtype"))]
+#[x_kube(validation = Rule::new("self.device != 'Cpu' || self.dtype != 'Float16'").message("dtype must be Auto, BFloat16, Float32 or Int8 when device is Cpu: CPUs have no Float16 kernels for these models").field_path(".dtype"))]
+#[x_kube(validation = Rule::new("self.device != 'Cuda' || self.dtype != 'Int8'").message("dtype must be Auto, Float16, BFloat16 or Float32 when device is Cuda: GPUs have no Int8 kernels for these models").field_path(".dtype"))]
 #[x_kube(validation = Rule::new("self.device != 'Cpu' || !has(self.overrides) || self.overrides.all(name, !has(self.overrides[name].dtype) || self.overrides[name].dtype != 'Float16')").message("overrides must not set dtype Float16 when device is Cpu: CPUs have no Float16 kernels for these models").field_path(".overrides"))]
 #[serde(rename_all = "camelCase")]
 pub struct HawkeyeDeploymentSpec {
@@ -57,7 +58,7 @@ pub struct HawkeyeDeploymentSpec {
     #[serde(default)]
     pub device: DeviceChoice,
 
-    /// Number format of the models: Float16, BFloat16, Float32, or Auto for what suits each hardware class.
+    /// Number format of the models: Float16, BFloat16, Float32, Int8 (on CPUs, for captions), or Auto for what suits each hardware class.
     #[serde(default)]
     pub dtype: DtypeChoice,
 
@@ -163,6 +164,7 @@ pub enum DtypeChoice {
     Float16,
     BFloat16,
     Float32,
+    Int8,
 }
 
 impl DtypeChoice {
@@ -173,6 +175,7 @@ impl DtypeChoice {
             Self::Float16 => Some(Dtype::Float16),
             Self::BFloat16 => Some(Dtype::BFloat16),
             Self::Float32 => Some(Dtype::Float32),
+            Self::Int8 => Some(Dtype::Int8),
         }
     }
 }
@@ -206,7 +209,7 @@ pub struct PoolOverride {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = rules::quantity("cpu", "10m", "1024"))]
     pub cpu: Option<Quantity>,
-    /// Number format of the models: Auto, Float16, BFloat16 or Float32. Left out: spec.dtype.
+    /// Number format of the models: Auto, Float16, BFloat16, Float32 or Int8. Left out: spec.dtype.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dtype: Option<DtypeChoice>,
     /// Container image. Left out: spec.image, else the operator's image for the class's variant.

@@ -31,7 +31,8 @@ use super::{Condition, EnvVar, Quantity, rules};
 )]
 #[x_kube(validation = Rule::new("self.device != 'Cuda' || has(self.resource)").message("resource must be set when device is Cuda: without it every pod would see every GPU of its node").field_path(".resource"))]
 #[x_kube(validation = Rule::new("self.device != 'Cuda' || self.imageVariant == 'cuda'").message("imageVariant must be cuda when device is Cuda").field_path(".imageVariant"))]
-#[x_kube(validation = Rule::new("self.device != 'Cpu' || self.dtype != 'Float16'").message("dtype must be Float32 or BFloat16 when device is Cpu: CPUs have no Float16 kernels for these models").field_path(".dtype"))]
+#[x_kube(validation = Rule::new("self.device != 'Cpu' || self.dtype != 'Float16'").message("dtype must be Float32, BFloat16 or Int8 when device is Cpu: CPUs have no Float16 kernels for these models").field_path(".dtype"))]
+#[x_kube(validation = Rule::new("self.device != 'Cuda' || self.dtype != 'Int8'").message("dtype must be Float16, BFloat16 or Float32 when device is Cuda: GPUs have no Int8 kernels for these models").field_path(".dtype"))]
 #[serde(rename_all = "camelCase")]
 pub struct HardwareClassSpec {
     /// Classes of higher priority are tried first, both to tell what a node is and to place replicas.
@@ -60,7 +61,7 @@ pub struct HardwareClassSpec {
     /// Which image of the operator's release the pods run: cpu or cuda.
     pub image_variant: ImageVariant,
 
-    /// Number format of the models unless the HawkeyeDeployment says otherwise: Float16, BFloat16 or Float32.
+    /// Number format of the models unless the HawkeyeDeployment says otherwise: Float16, BFloat16, Float32 or Int8.
     pub dtype: Dtype,
 
     /// Image crops that share one batch, for each profile.
@@ -159,6 +160,7 @@ pub enum Dtype {
     Float16,
     BFloat16,
     Float32,
+    Int8,
 }
 
 impl Dtype {
@@ -168,6 +170,7 @@ impl Dtype {
             Self::Float16 => "Float16",
             Self::BFloat16 => "BFloat16",
             Self::Float32 => "Float32",
+            Self::Int8 => "Int8",
         }
     }
 }

@@ -63,7 +63,7 @@ pub struct PoolStatus {
     pub class: String,
     /// The device that its pods compute on: Cuda or Cpu.
     pub device: Device,
-    /// Number format of the model: Float16, BFloat16 or Float32.
+    /// Number format of the model: Float16, BFloat16, Float32 or Int8.
     pub dtype: Dtype,
     /// Image crops that share one batch.
     pub batch_size: i32,

@@ -162,7 +162,7 @@ def test_verification_fails_for_a_module_that_differs(exported) -> None:
         verifier.compare(parts, "float32")
 
 
-@pytest.mark.parametrize("dtype", captioner.DTYPES)
+@pytest.mark.parametrize("dtype", [name for name in captioner.DTYPES if name != "int8"])
 def test_nothing_is_baked_and_nothing_waits_for_the_host(dtype: str, exported) -> None:
     for part, module in exported.parts(dtype).items():
         kinds = {value.dtype for value in module.state_dict().values()}

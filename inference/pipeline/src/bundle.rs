@@ -28,6 +28,8 @@ pub enum DType {
     Float16,
     /// 16-bit with the exponent of 32-bit.
     BFloat16,
+    /// Weights and the inputs of products in 8-bit integers, the rest in `float32`. Captioners only, on processors only.
+    Int8,
 }
 
 impl fmt::Display for DType {
@@ -36,13 +38,14 @@ impl fmt::Display for DType {
             Self::Float32 => "float32",
             Self::Float16 => "float16",
             Self::BFloat16 => "bfloat16",
+            Self::Int8 => "int8",
         })
     }
 }
 
-/// A dtype name that is none of `float32`, `float16`, `bfloat16`.
+/// A dtype name that is none of `float32`, `float16`, `bfloat16`, `int8`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown dtype {0:?}: expected float32, float16 or bfloat16")]
+#[error("unknown dtype {0:?}: expected float32, float16, bfloat16 or int8")]
 pub struct UnknownDType(pub String);
 
 impl FromStr for DType {
@@ -53,6 +56,7 @@ impl FromStr for DType {
             "float32" => Ok(Self::Float32),
             "float16" => Ok(Self::Float16),
             "bfloat16" => Ok(Self::BFloat16),
+            "int8" => Ok(Self::Int8),
             _ => Err(UnknownDType(name.to_owned())),
         }
     }
@@ -186,10 +190,13 @@ pub struct Model {
 }
 
 impl Model {
-    /// The file of the wanted number format, else the `float32` one, else the first.
+    /// The file of the wanted number format, else the `float32` one, else the first that is not `int8`, which is never a
+    /// substitute: it does not run everywhere.
     pub fn file(&self, wanted: DType) -> Option<&ModelFile> {
         let of = |dtype| self.files.iter().find(|file| file.dtype == dtype);
-        of(wanted).or_else(|| of(DType::Float32)).or_else(|| self.files.first())
+        of(wanted)
+            .or_else(|| of(DType::Float32))
+            .or_else(|| self.files.iter().find(|file| file.dtype != DType::Int8))
     }
 }
 

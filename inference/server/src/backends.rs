@@ -85,6 +85,7 @@ fn options(args: &ModelArgs, choice: &Choice, number: usize, processor: &Process
         device: DeviceChoice::Only(choice.kind),
         number,
         dtype,
+        beside_int8: processor.dtype(choice.kind),
         batch_size,
         cuda_graphs: args.cuda_graphs,
         ..LoadOptions::default()
@@ -152,6 +153,7 @@ fn settled(
         }
     }
 }
+
 fn describe(
     bundle: &Bundle,
     loaded: &Loaded,

@@ -190,6 +190,7 @@ impl From<&Expectation> for Expected {
                 DType::Float32 => "float32",
                 DType::Float16 => "float16",
                 DType::BFloat16 => "bfloat16",
+                DType::Int8 => "int8",
             }),
             batch_size: expectation.batch_size,
             on_mismatch: expectation.on_mismatch.name(),

@@ -7,6 +7,7 @@ mod captioner;
 mod detector;
 mod device;
 mod graphs;
+mod int8;
 mod module;
 mod reader;
 mod runner;
@@ -36,8 +37,10 @@ pub struct LoadOptions {
     pub device: DeviceChoice,
     /// Which of the GPUs that this process sees, from 0; behind the last one comes the first again.
     pub number: usize,
-    /// The number format wanted; a model without a file of it runs in `float32`.
+    /// The number format wanted; a model without a file of it runs in `float32`. `int8` is for the captioner, on a processor.
     pub dtype: DType,
+    /// Beside a captioner in `int8`, the number format of the other models.
+    pub beside_int8: DType,
     /// Most lines of text per call of the recogniser on a processor; a GPU has sizes of its own. How many crops a call of the
     /// captioner has is the parser's.
     pub batch_size: usize,
@@ -53,6 +56,7 @@ impl Default for LoadOptions {
             device: DeviceChoice::Auto,
             number: 0,
             dtype: DType::Float32,
+            beside_int8: DType::Float32,
             batch_size: 16,
             threads: None,
             cuda_graphs: true,
@@ -119,6 +123,15 @@ pub enum LoadError {
     /// A model has no file.
     #[error("the bundle has no file for the model {0:?}")]
     NoFile(String),
+    /// `int8` on a device that does not compute it.
+    #[error("int8 is for processors; on {0} use float16 or bfloat16")]
+    Int8Device(DeviceKind),
+    /// No captioner in `int8`.
+    #[error(
+        "the bundle has no int8 files of {0:?}: make it anew with `hawkeye-export bundle --caption … --caption-dtypes float32,int8`, \
+         or use another number format"
+    )]
+    NoInt8(String),
     /// libtorch cannot load a file.
     #[error("libtorch cannot load {path}: {source}")]
     Torch {
@@ -164,13 +177,18 @@ pub fn load(bundle: &Bundle, options: &LoadOptions) -> Result<Loaded, LoadError>
     if !options.cuda_graphs {
         device = device.without_graphs();
     }
-    let detector = LoadedModule::load(bundle, bundle.require(Role::Detector)?, options.dtype, &device)?;
+    let others = match options.dtype {
+        DType::Int8 if device.kind() != DeviceKind::Cpu => return Err(LoadError::Int8Device(device.kind())),
+        DType::Int8 => options.beside_int8,
+        dtype => dtype,
+    };
+    let detector = LoadedModule::load(bundle, bundle.require(Role::Detector)?, others, &device)?;
     let mut models = vec![detector.describe()];
     let mut detector = TorchDetector::new(detector, &device)?;
     let mut reader = None;
     if let (Some(finder), Some(recogniser)) = (bundle.model(Role::OcrDetector), bundle.model(Role::OcrRecognizer)) {
-        let finder = LoadedModule::load(bundle, finder, options.dtype, &device)?;
-        let recogniser = LoadedModule::load(bundle, recogniser, options.dtype, &device)?;
+        let finder = LoadedModule::load(bundle, finder, others, &device)?;
+        let recogniser = LoadedModule::load(bundle, recogniser, others, &device)?;
         models.extend([finder.describe(), recogniser.describe()]);
         reader = Some(TorchReader::new(
             bundle,

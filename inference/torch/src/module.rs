@@ -1,6 +1,6 @@
 //! A TorchScript module with what the bundle says about it.
 
-use crate::{LoadError, LoadedModel, device::Device, shim::InferenceMode};
+use crate::{LoadError, LoadedModel, device::Device, int8, shim::InferenceMode};
 use hawkeye_pipeline::{
     bundle::{Bundle, ChannelOrder, DType, Model, ModelFile},
     model::ModelError,
@@ -62,8 +62,14 @@ impl LoadedModule {
             path: file.path.clone(),
             source,
         };
+        if file.dtype == DType::Int8 {
+            int8::choose_engine();
+        }
         let mut module = CModule::load_data_on_device(&mut bytes.as_slice(), device.torch()).map_err(torch_error)?;
         module.f_set_eval().map_err(torch_error)?;
+        if file.dtype == DType::Int8 {
+            int8::fit(&module).map_err(torch_error)?;
+        }
         let kind = kind_of(file.dtype);
         let per_plane = |values: [f32; 3]| {
             Tensor::f_from_slice(&values)?
@@ -129,7 +135,7 @@ impl LoadedModule {
         scaled.f_to_kind(self.kind)
     }
 
-    /// Where it is, and the number format of its weights.
+    /// Where it is, and the number format of what it takes and gives.
     pub(crate) const fn options(&self) -> (Kind, tch::Device) {
         (self.kind, self.device)
     }
@@ -153,9 +159,10 @@ impl LoadedModule {
     }
 }
 
+/// What a module of this number format takes and gives.
 const fn kind_of(dtype: DType) -> Kind {
     match dtype {
-        DType::Float32 => Kind::Float,
+        DType::Float32 | DType::Int8 => Kind::Float,
         DType::Float16 => Kind::Half,
         DType::BFloat16 => Kind::BFloat16,
     }

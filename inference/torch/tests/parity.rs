@@ -225,6 +225,7 @@ fn boxes_and_text_equal_the_python_stack() {
     let min_text_f1 = match finder_dtype {
         DType::BFloat16 => MIN_F1_BFLOAT16,
         DType::Float32 | DType::Float16 => MIN_F1,
+        DType::Int8 => panic!("only captioners are made in int8"),
     };
     let mut reader = models.reader.take().expect("the demo bundle reads text");
     let (mut icons_total, mut text_total) = (Score::default(), Score::default());

@@ -427,6 +427,7 @@ mod tests {
             ("{classes: [a, a]}", "spec.classes: classes must not name a class twice"),
             ("{model: {}}", "spec.model: model must have exactly one of"),
             ("{device: Cpu, dtype: Float16}", "spec.dtype: dtype must be"),
+            ("{device: Cuda, dtype: Int8}", "spec.dtype: dtype must be"),
             (
                 "{overrides: {a: {memory: 1Mi}}}",
                 "spec.overrides.a.memory: memory must be at least 256Mi",

@@ -8,6 +8,9 @@
 //! | CUDA, memory of its own | 2 GiB | the same, once | 24 KiB × bytes of a number | the GPU holds the batch (128 ≈ 4 GB there); the pod holds crops of 64×64 pixels |
 //! | CPU | 1 GiB | the same | 32 MiB × bytes of a number | crops of 768×768 pixels: the first stage of the captioner keeps about six tensors of 192×192×128 numbers (4.5 Mi), rounded up |
 //!
+//! In Int8 the sums, and with them the crops, are Float32. Its weights count two bytes: one as it is, one for the models that are not
+//! Int8, for the table of tokens that is there twice, and for arm64, where libtorch keeps weights as they came beside the packed ones.
+//!
 //! What a class grants beyond the estimate for its own batch size stays on top, so whoever runs larger models raises the
 //! limit of the class, and every batch size gets that much more.
 
@@ -158,12 +161,13 @@ fn need(class: &HardwareClassSpec, dtype: Dtype, batch: i32) -> u64 {
         (Device::Cuda, false) => (2 * GIB, 24 * KIB),
         (Device::Cpu, _) => (GIB, 32 * MIB),
     };
-    let bytes = match dtype {
-        Dtype::Float16 | Dtype::BFloat16 => 2,
-        Dtype::Float32 => 4,
+    let (weight, number) = match dtype {
+        Dtype::Float16 | Dtype::BFloat16 => (2, 2),
+        Dtype::Float32 => (4, 4),
+        Dtype::Int8 => (2, 4),
     };
     let batch = u64::try_from(batch).unwrap_or(0);
-    (process + bytes * (PARAMETERS + crop * batch)).next_multiple_of(STEP)
+    (process + weight * PARAMETERS + number * crop * batch).next_multiple_of(STEP)
 }
 
 fn halves(from: i32) -> impl Iterator<Item = i32> {

@@ -320,7 +320,7 @@ pub async fn validation(cluster: &'static Cluster) -> Result<()> {
         (
             "ok",
             change("/spec/device", json!("Cpu")),
-            "dtype must be Float32 or BFloat16",
+            "dtype must be Float32, BFloat16 or Int8",
         ),
         ("ok", change("/spec/resource", json!("gpu")), "spec.resource"),
         ("ok", change(terms, json!([])), "spec.nodeSelectorTerms"),

@@ -107,6 +107,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "spec.dtype",
         "CPUs have no Float16 kernels",
     ),
+    ("{device: Cuda, dtype: Int8}", "spec.dtype", "GPUs have no Int8 kernels"),
     (
         "{device: Cpu, overrides: {a: {dtype: Float16}}}",
         "spec.overrides",
@@ -184,6 +185,9 @@ const TAKEN: &[&str] = &[
     "{image: 'ghcr.io/a/b:1.2.3@sha256:SUM'}",
     "{model: {http: {url: 'https://example.com:8443/a/b.tar.zst?x=1&y=$(z)', sha256: SUM, maxSize: 1Mi}, revision: 'of today'}}",
     "{device: Cuda, overrides: {cpu-amd64: {dtype: Float32}, cuda-amd64: {dtype: Float16}}}",
+    // What replicas that find no GPU may have.
+    "{device: Cuda, overrides: {cpu-amd64: {dtype: Int8}}}",
+    "{device: Cpu, dtype: Int8}",
     // Pins may add up to more: whoever scales a HawkeyeDeployment down must not be refused. They are trimmed.
     "{replicas: 1, overrides: {a: {replicas: 2}, b: {replicas: 2}}}",
 ];

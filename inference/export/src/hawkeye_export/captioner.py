@@ -30,12 +30,14 @@ from hawkeye_export.caption_weights import LICENCE_NOTE, TOKENIZER, Origin, read
 from hawkeye_export.errors import ExportError, VerificationError
 from hawkeye_export.florence2 import IMAGE_SIZE, Config, Modules, build
 from hawkeye_export.progress import say
+from hawkeye_export.quantised import quantise
 from hawkeye_export.sources import sha256_of_file
 
 PARTS = ("vision", "encode", "step")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.float32}
+"""What the modules take and give: in `int8`, weights and the inputs of products have 8 bits, and only inside."""
 
-TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3}
+TOLERANCE = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3, "int8": 0.5}
 """Largest accepted difference from the plain network in float32, of features and of logits, as a share of their deviation."""
 
 VERIFY_STEPS = 8
@@ -153,7 +155,10 @@ def _save(folder: Path, config: Config, modules: Modules, dtype: str) -> list[di
     for part in PARTS:
         # Scripted, not traced: a trace would keep the example's batch, device and number format. Not frozen: parameters of a
         # frozen module are constants, which do not follow to another device.
-        module = torch.jit.script(_copy(getattr(modules, part), config).to(DTYPES[dtype]).eval())
+        module = _copy(getattr(modules, part), config).to(DTYPES[dtype])
+        if dtype == "int8":
+            module = quantise(module)
+        module = torch.jit.script(module.eval())
         path = folder / _name(part, dtype)
         torchscript.save(module, path)
         files.append({"dtype": dtype, "part": part, **_listed(path)})

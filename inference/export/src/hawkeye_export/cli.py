@@ -44,7 +44,10 @@ def _parser() -> argparse.ArgumentParser:
         "--caption-tokenizer", metavar="FILE|HUB_ID", help="tokenizer.json (default: beside the weights, else microsoft/Florence-2-base's)"
     )
     captions.add_argument(
-        "--caption-dtypes", default="float32", metavar="LIST", help="number formats, of float32, float16, bfloat16 (default: float32)"
+        "--caption-dtypes",
+        default="float32",
+        metavar="LIST",
+        help="number formats, of float32, float16, bfloat16, and int8, which is for processors (default: float32)",
     )
     captions.add_argument("--caption-seed", type=int, default=0, metavar="N", help="seed of random weights (default: 0)")
 

@@ -370,6 +370,14 @@ class DecoderLayer(nn.Module):
         return self.norm3(x + self.fc2(F.gelu(self.fc1(x))))
 
 
+class TiedEmbedding(nn.Embedding):
+    """The table of tokens, (vocabulary, D), which is also the last layer."""
+
+    def logits(self, x: Tensor, bias: Tensor) -> Tensor:
+        """(B, D) → (B, vocabulary)."""
+        return F.linear(x, self.weight, bias)
+
+
 class Step(nn.Module):
     """One token further: (B,) tokens at (1,) position → (B, vocabulary) logits.
 
@@ -379,7 +387,7 @@ class Step(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.embedding = TiedEmbedding(config.vocabulary, config.width)
         self.scale = math.sqrt(config.width) if config.scale_embedding else 1.0
         self.register_buffer("positions", torch.empty(config.positions, config.width))
         self.register_buffer("bias", torch.empty(config.vocabulary))
@@ -393,7 +401,7 @@ class Step(nn.Module):
         seen = mask.view(1, 1, 1, -1)
         for index, layer in enumerate(self.layers):
             x = layer(x, position, cache[index], cross[index], seen)
-        return F.linear(x, self.embedding.weight, self.bias)
+        return self.embedding.logits(x, self.bias)
 
     @torch.jit.export
     def embed(self, token: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ pub struct CaptionerFiles<'a> {
 }
 
 impl Model {
-    /// A captioner's files of the wanted number format, else the `float32` ones, else those of the first.
+    /// A captioner's files of the wanted number format, else those that [`Model::file`] finds.
     pub fn captioner_files(&self, wanted: DType) -> Option<CaptionerFiles<'_>> {
         let dtype = self.file(wanted)?.dtype;
         let part = |part| {
@@ -243,6 +243,23 @@ mod tests {
         let dtype = |wanted| model.captioner_files(wanted).map(|files| files.dtype);
         assert_eq!(dtype(DType::BFloat16), Some(DType::BFloat16));
         assert_eq!(dtype(DType::Float16), Some(DType::Float32), "there is none of it");
+    }
+
+    #[test]
+    fn int8_is_taken_where_it_is_asked_for_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut manifest = manifest();
+        for file in manifest["models"][0]["files"].as_array_mut().unwrap() {
+            if file["dtype"] == "float32" {
+                file["dtype"] = json!("int8");
+            }
+        }
+        let mut model = open(folder.path(), &manifest).unwrap().manifest().models[0].clone();
+        let dtype = |model: &Model, wanted| model.captioner_files(wanted).map(|files| files.dtype);
+        assert_eq!(dtype(&model, DType::Int8), Some(DType::Int8));
+        assert_eq!(dtype(&model, DType::Float16), Some(DType::BFloat16));
+        model.files.retain(|file| file.dtype == DType::Int8);
+        assert_eq!(dtype(&model, DType::Float32), None);
     }
 
     #[test]

@@ -77,9 +77,9 @@ pub struct ModelArgs {
     /// Crops in one batch [default: by profile and device]
     #[arg(long, env = "OMNIPARSER_BATCH_SIZE", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch_size: Option<u32>,
-    /// Number format of the weights: float32, float16, bfloat16, or auto (what is fastest on the device: bfloat16 on processors
-    /// that multiply it). On a processor float16 becomes float32; a captioner that the bundle does not have in it runs in
-    /// float32, with a warning
+    /// Number format of the weights: float32, float16, bfloat16, int8 (captions on a processor; the other models run in the fastest
+    /// format), or auto (what is fastest on the device: bfloat16 on processors that multiply it). On a processor float16 becomes
+    /// float32; a captioner that the bundle does not have in it runs in float32, with a warning; without int8 it is an error
     #[arg(long, env = "OMNIPARSER_MODEL_DTYPE", default_value = "float32")]
     pub dtype: DTypeChoice,
     /// On a processor, measure at the start which batch and which number of threads are fastest, unless they are set

@@ -46,6 +46,10 @@ impl Network {
         let files: CaptionerFiles<'_> = model
             .captioner_files(device.usable(model.role, wanted))
             .ok_or_else(|| LoadError::NoFile(model.name.clone()))?;
+        if wanted == DType::Int8 && files.dtype != wanted {
+            // Another one would need more memory than was planned for.
+            return Err(LoadError::NoInt8(model.name.clone()));
+        }
         if files.dtype != wanted {
             tracing::warn!(model = model.name, wanted = %wanted, used = %files.dtype, "the captioner runs in another number format");
         }

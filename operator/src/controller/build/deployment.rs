@@ -262,6 +262,7 @@ fn env(owner: &Owner<'_>, pool: &PoolPlan, model: Model<'_>) -> Vec<core::EnvVar
         Dtype::Float16 => "float16",
         Dtype::BFloat16 => "bfloat16",
         Dtype::Float32 => "float32",
+        Dtype::Int8 => "int8",
     };
     let mut own = vec![
         ("HAWKEYE_BUNDLE", model::folder(model.source).to_owned()),

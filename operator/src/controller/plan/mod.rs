@@ -425,6 +425,14 @@ fn candidate<'a>(
         dtype = Dtype::Float32;
         notes.push("CPUs have no Float16 kernels for these models, so Float32 is used.".to_owned());
     }
+    if class.spec.device == Device::Cuda && dtype == Dtype::Int8 {
+        // The schema lets no GPU class have it itself.
+        dtype = class.spec.dtype;
+        notes.push(format!(
+            "GPUs have no Int8 kernels for these models, so {} is used.",
+            dtype.as_str()
+        ));
+    }
     let batch = class.spec.batch_size;
     let batch = match spec.profile {
         Profile::Speed => batch.speed,
