@@ -3,6 +3,7 @@
 #
 #   e2e/setup.sh            says what it will install, then does it
 #   e2e/setup.sh --arm64    also what compiling for arm64 and running it here needs, on an x86-64 machine
+#   e2e/setup.sh --arm64-cuda   that, and CUDA's libraries for arm64
 #   e2e/setup.sh --dry-run  says it and stops
 #
 # On Debian 12 as root everything comes from package registries. Elsewhere it says what is missing and installs only the
@@ -10,11 +11,12 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-dry_run=false want_arm64=false
+dry_run=false want_arm64=false want_arm64_cuda=false
 for argument in "$@"; do
     case $argument in
         --dry-run) dry_run=true ;;
         --arm64) want_arm64=true ;;
+        --arm64-cuda) want_arm64=true want_arm64_cuda=true ;;
         *) echo "setup: unknown argument $argument" >&2; exit 2 ;;
     esac
 done
@@ -103,7 +105,10 @@ if [[ $(cat "$venv/.hawkeye-lock" 2>/dev/null) != "$lock_hash" ]]; then need_pyt
 arm64=$HAWKEYE_CACHE/arm64
 need_arm64=false
 installed() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null || true; }
-arm64_stamp() { printf '%s libstd %s\n' "$lock_hash" "$(installed libstd-rust-web-dev)"; }
+# With CUDA's libraries there is all that builds without them need.
+arm64_stamp() { printf '%s libstd %s%s\n' "$lock_hash" "$(installed libstd-rust-web-dev)" "$($arm64_cuda && echo ' cuda')"; }
+arm64_cuda=true
+if [[ $(cat "$arm64/.stamp" 2>/dev/null) != "$(arm64_stamp)" ]]; then arm64_cuda=$want_arm64_cuda; fi
 if $want_arm64 && [[ $os == Linux && $arch == x86_64 ]]; then
     if ! $debian12; then
         say "setup: building for arm64 on x86-64 needs Debian 12; the rest goes on without"
@@ -154,7 +159,9 @@ if $need_python; then
     say "  - make a Python environment with torch 2.11.0 and the model exporter's packages in $venv (about 2.5 GB fetched, 6 GB on disk)"
 fi
 if $need_arm64; then
-    say "  - put arm64's libtorch, libc and Rust standard library (PyPI and Debian packages, 470 MB fetched) into $arm64"
+    size='470 MB'
+    if $arm64_cuda; then size='2.5 GB'; fi
+    say "  - put arm64's libtorch, libc and Rust standard library (PyPI and Debian packages, $size fetched) into $arm64"
 fi
 say "  Nothing else of the host changes. All but the apt packages goes away with: rm -rf $HAWKEYE_CACHE"
 if $dry_run; then exit 0; fi
@@ -252,22 +259,22 @@ fetch_sysroot() {
     rm -rf "$apt" "$arm64/sysroot"
     mv "$arm64/sysroot.new" "$arm64/sysroot"
 }
-# Of the wheels that requirements.lock pins for this machine, the arm64 ones; of these, what a program for CPUs is linked
-# against and loads.
+# Of the wheels that requirements.lock pins for this machine, the arm64 ones; of these, what a program is linked against and
+# loads, on CPUs or also on GPUs.
 fetch_libtorch() {
-    local work=$arm64/wheels platforms=(--platform manylinux2014_aarch64) minor name wheels=()
+    local work=$arm64/wheels platforms=(--platform manylinux2014_aarch64) minor wheels
+    local names='torch|nvidia-cuda-runtime|nvidia-cuda-cupti' unused='torch_python|shm|torch_cuda|torch_nvshmem|c10_cuda|caffe2_nvrtc'
+    if $arm64_cuda; then names='torch|nvidia-[a-z0-9-]+' unused='torch_python|shm'; fi
     for minor in {17..28}; do platforms+=(--platform "manylinux_2_${minor}_aarch64"); done
-    for name in torch nvidia-cuda-runtime nvidia-cuda-cupti; do
-        wheels+=("$(sed -nE "s/^($name==[^ ;\\\\]+).*/\\1/p" "$lock")")
-    done
+    mapfile -t wheels < <(sed -nE "s/^(($names)==[^ ;\\\\]+).*/\\1/p" "$lock")
     rm -rf "$work" "$arm64/packages.new"
     mkdir -p "$work"
     "$venv/bin/python" -m pip download --progress-bar off --no-deps --only-binary=:all: "${platforms[@]}" \
         --python-version 3.11 -d "$work" "${wheels[@]}"
-    "$venv/bin/python" - "$arm64/packages.new" "$work"/*.whl <<'EOF'
+    "$venv/bin/python" - "$arm64/packages.new" "$unused" "$work"/*.whl <<'EOF'
 import re, sys, zipfile
-wanted = re.compile(r"torch/include/|torch/lib/lib(?!torch_python|torch_cuda|torch_nvshmem|c10_cuda|caffe2_nvrtc|shm)[^/]*\.so|nvidia/.*/lib(cudart|cupti)\.so")
-for wheel in sys.argv[2:]:
+wanted = re.compile(rf"torch/include/|torch/lib/lib(?!{sys.argv[2]})[^/]*\.so|nvidia/.*/lib[^/]*\.so")
+for wheel in sys.argv[3:]:
     with zipfile.ZipFile(wheel) as files:
         files.extractall(sys.argv[1], [name for name in files.namelist() if wanted.match(name)])
 EOF

@@ -57,9 +57,11 @@ list() {
     done
 }
 
-# An unresolved library is an error, and vdso lines (no path) are left out.
+# An unresolved library is an error, and vdso lines (no path) are left out. libcuda.so.1 is the driver's: it comes with the
+# node, never with the image.
 libraries_of() {
     list "$@" | awk '
+        $1 == "libcuda.so.1" { next }
         /not found/ { print "missing library: " $1 > "/dev/stderr"; bad = 1 }
         $2 == "=>" && $3 ~ /^\// { print $3 }
         $1 ~ /^\// && $1 !~ /:$/ && $2 != "=>" { print $1 }
@@ -95,18 +97,15 @@ case $variant in
 esac
 
 # Opened at run time, not linked: the CUDA half of torch, and what cuBLAS, cuDNN and the kernel compiler open themselves.
+if [ ! -e "$packages/torch/lib/libtorch_cuda.so" ]; then
+    echo "no libtorch_cuda.so in $packages/torch/lib" >&2
+    exit 1
+fi
 for library in "$packages"/torch/lib/libtorch_cuda.so "$packages"/torch/lib/libtorch_cuda_linalg.so \
     "$packages"/torch/lib/libcaffe2_nvrtc.so "$packages"/nvidia/cudnn/lib/libcudnn*.so.* \
     "$packages"/nvidia/cu*/lib/libnvrtc*.so.*; do
     case $library in *.alt.so.*) continue ;; esac
     [ -e "$library" ] || continue
     install -D -m 0755 "$library" "$dest$libtorch/$(basename "$library")"
-    # libcuda.so.1 is the driver's: it comes with the node, never with the image.
-    list "$library" | grep -v 'libcuda\.so\.1' | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | while read -r dependency; do
-        case $dependency in
-            "$packages"/*) target=$libtorch/$(basename "$dependency") ;;
-            *) target=${dependency#"${SYSROOT:-}"} ;;
-        esac
-        if [ ! -e "$dest$target" ]; then install -D -m 0755 "$dependency" "$dest$target"; fi
-    done
+    add "$library"
 done

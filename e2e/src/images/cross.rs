@@ -105,6 +105,18 @@ impl Cross {
         target.join("arm64").join(TRIPLE).join("release").join(name)
     }
 
+    /// Fails where `e2e/setup.sh` fetched libtorch for CPUs alone.
+    pub(super) fn check_cuda(&self) -> Result<()> {
+        if self.packages.join("torch/lib/libtorch_cuda.so").is_file() {
+            return Ok(());
+        }
+        let why = "CUDA's libraries are not there; e2e/setup.sh --arm64-cuda fetches them".to_owned();
+        Err(Error::NoCross(
+            format!("the variant cuda for {}", Arch::Arm64.platform()),
+            why,
+        ))
+    }
+
     /// The Python packages that hold libtorch.
     pub(super) fn packages(&self) -> &Path {
         &self.packages
@@ -161,6 +173,95 @@ mod tests {
         };
         let error = Cross::find(&cache, other).unwrap_err().to_string();
         assert!(error.contains(&other.platform()), "{error}");
+    }
+
+    #[test]
+    fn a_cuda_image_needs_cudas_libraries() {
+        let folder = tempfile::tempdir().unwrap();
+        let cross = Cross {
+            packages: folder.path().to_owned(),
+            ..cross(Toolchain::Debian)
+        };
+        let error = cross.check_cuda().unwrap_err().to_string();
+        assert!(error.contains("setup.sh --arm64-cuda"), "{error}");
+        let library = folder.path().join("torch/lib/libtorch_cuda.so");
+        std::fs::create_dir_all(library.parent().unwrap()).unwrap();
+        std::fs::write(library, "").unwrap();
+        cross.check_cuda().unwrap();
+    }
+
+    /// Libraries that name others, as those of CUDA do, in the layout of the wheels and of another system's root.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_image_holds_what_is_named_and_what_is_opened_but_nothing_of_the_driver() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let library = |path: &str, needed: &[&str]| {
+            let target = root.join(path);
+            std::fs::create_dir_all(target.parent().unwrap()).unwrap();
+            let name = target.file_name().unwrap().to_string_lossy().into_owned();
+            let mut cc = Command::new("cc");
+            cc.args([
+                "-shared",
+                "-nostdlib",
+                "-Wl,--no-as-needed",
+                "-xc",
+                "/dev/null",
+                "-xnone",
+            ]);
+            cc.arg(format!("-Wl,-soname,{name}")).arg("-o").arg(&target);
+            command::run(cc.args(needed.iter().map(|path| root.join(path)))).unwrap();
+        };
+        let driver = "driver/libcuda.so.1";
+        let (cpu, cudart) = (
+            "packages/torch/lib/libtorch_cpu.so",
+            "packages/nvidia/cu13/lib/libcudart.so.13",
+        );
+        let libc = "system/lib/any-linux-gnu/libc.so.6";
+        for alone in [driver, libc, cudart, "packages/nvidia/cu13/lib/libcurand.so.10"] {
+            library(alone, &[]);
+        }
+        library(cpu, &[cudart, libc]);
+        library("packages/nvidia/cudnn/lib/libcudnn_ops.so.9", &[]);
+        library("packages/torch/lib/libtorch_python.so", &[cpu]);
+        library("program", &[cpu]);
+        let collect = |variant: &str| {
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/rootfs.sh");
+            let mut collect = Command::new(script);
+            collect.env("SYSROOT", root.join("system"));
+            collect.arg(root.join("image")).arg(root.join("program"));
+            command::run(collect.arg(variant).arg(root.join("packages")))
+        };
+        let libraries = || {
+            let all = std::fs::read_dir(root.join("image/opt/libtorch/lib")).unwrap();
+            let mut names: Vec<_> = all
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        };
+        collect("cpu").unwrap();
+        assert_eq!(libraries(), ["libcudart.so.13", "libtorch_cpu.so"]);
+        assert!(root.join("image/lib/any-linux-gnu/libc.so.6").is_file());
+
+        let error = collect("cuda").unwrap_err().to_string();
+        assert!(error.contains("no libtorch_cuda.so"), "{error}");
+        let curand = "packages/nvidia/cu13/lib/libcurand.so.10";
+        library("packages/torch/lib/libtorch_cuda.so", &[cpu, curand, driver]);
+        collect("cuda").unwrap();
+        assert_eq!(
+            libraries(),
+            [
+                "libcudart.so.13",
+                "libcudnn_ops.so.9",
+                "libcurand.so.10",
+                "libtorch_cpu.so",
+                "libtorch_cuda.so"
+            ]
+        );
+        std::fs::remove_file(root.join(curand)).unwrap();
+        let error = collect("cuda").unwrap_err().to_string();
+        assert!(error.contains("missing library: libcurand.so.10"), "{error}");
     }
 
     #[test]

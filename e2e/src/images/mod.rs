@@ -168,6 +168,11 @@ pub fn build_for(
 ) -> Result<Vec<PathBuf>> {
     let _lock = lock(cache, progress)?;
     let host = Host::new(cache, repository, arch, progress)?;
+    if let Some(cross) = &host.cross
+        && images.contains(&Image::Inference(Variant::Cuda))
+    {
+        cross.check_cuda()?;
+    }
     if host.prebuilt {
         // Both even if one is asked for: cargo unifies features over what it builds, and another choice compiles all anew.
         if images.iter().any(|image| image.binary().is_some()) {
