@@ -160,7 +160,7 @@ if $need_python; then
 fi
 if $need_arm64; then
     size='470 MB'
-    if $arm64_cuda; then size='2.5 GB'; fi
+    if $arm64_cuda; then size='2.6 GB'; fi
     say "  - put arm64's libtorch, libc and Rust standard library (PyPI and Debian packages, $size fetched) into $arm64"
 fi
 say "  Nothing else of the host changes. All but the apt packages goes away with: rm -rf $HAWKEYE_CACHE"
