@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help setup demo demo-down test check gen images bundle env tools e2e-binary bench-operator plugin bench-plan bench-inference soak-inference
+.PHONY: help setup setup-arm64 demo demo-down test test-arm64 check gen images bundle env tools e2e-binary bench-operator plugin bench-plan bench-inference soak-inference release-dry-run
 
 PLUGIN_DIR ?= $(HOME)/.local/bin
 
@@ -11,12 +11,15 @@ PLUGIN_DIR ?= $(HOME)/.local/bin
 in_env := . e2e/env.sh &&
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Built and fetched things lie in \$$HAWKEYE_CACHE (default ~/.cache/hawkeye)."
 
 setup: ## install what is missing on this machine; says first what that is
 	@e2e/setup.sh
+
+setup-arm64:
+	@e2e/setup.sh --arm64
 
 e2e-binary: setup
 	@$(in_env) echo "== building hawkeye-e2e" && cargo build --locked --package hawkeye-e2e
@@ -31,6 +34,9 @@ demo-down: ## remove the demo's cluster and every trace of it
 test: e2e-binary ## every test, unit to end to end
 	@e2e/test.sh
 
+test-arm64: setup-arm64 e2e-binary ## both architectures in one cluster, arm64 emulated on x86-64; not part of `make test`
+	@e2e/test-arm64.sh
+
 check: setup ## format, lints, licences, generated files
 	@e2e/check.sh
 
@@ -39,8 +45,8 @@ gen: e2e-binary ## bring generated files up to date: CRDs, class lists, charts' 
 	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" tools helm >/dev/null
 	@$(in_env) charts/gen.sh
 
-images: e2e-binary ## build the container images as archives in $HAWKEYE_CACHE/images
-	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" images build
+images: setup-arm64 e2e-binary ## build the container images for amd64 and arm64 as archives in $HAWKEYE_CACHE/images
+	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" images build --all-platforms
 
 bundle: e2e-binary ## export the demo's model bundle to $HAWKEYE_CACHE/bundles/demo
 	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" images bundle
@@ -56,6 +62,12 @@ plugin: setup ## build `kubectl hawkeye` and install it into PLUGIN_DIR (default
 	@$(in_env) install -D -m 0755 "$$CARGO_TARGET_DIR/release/kubectl-hawkeye" "$(PLUGIN_DIR)/kubectl-hawkeye"
 	@echo "$(PLUGIN_DIR)/kubectl-hawkeye"
 	@case ":$$PATH:" in *":$(PLUGIN_DIR):"*) ;; *) echo "kubectl finds it once $(PLUGIN_DIR) is on PATH" ;; esac
+
+release-dry-run: images ## all of a release that needs no registry, into out/release; prints the rest
+	@$(in_env) "$$CARGO_TARGET_DIR/debug/hawkeye-e2e" tools helm >/dev/null
+	@$(in_env) mkdir -p out/release/plugins && for arch in amd64 arm64; do \
+	    cp "$$("$$CARGO_TARGET_DIR/debug/hawkeye-e2e" images plugin --platform "linux/$$arch")" "out/release/plugins/linux_$$arch"; done
+	@images/release.sh --dry-run
 
 bench-plan: setup ## time `kubectl hawkeye plan` over up to 5,000 nodes; writes out/bench/plan.json
 	@$(in_env) cargo build --release --locked --package hawkeye-operator --bin kubectl-hawkeye --example bench_plan

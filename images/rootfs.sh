@@ -6,6 +6,9 @@
 #
 # System libraries keep their path, so the loader finds them without a cache; those of torch go to /opt/libtorch/lib, one
 # flat folder, where their own RPATH ($ORIGIN) finds the rest. Runs in the Dockerfiles' build stages and on a Linux host.
+#
+# SYSROOT, if set, is the root of another architecture's system, for which BINARY was compiled: its libraries are found by
+# their names, since the loader of this machine cannot be asked.
 set -eu
 
 dest=$1 binary=$2 variant=${3:-} packages=${4:-}
@@ -21,9 +24,44 @@ printf 'hosts: files dns\n' >"$dest/etc/nsswitch.conf"
 # NVIDIA's container toolkit mounts the driver's libraries into Debian's library folder when it sees this file.
 if [ -e /etc/debian_version ]; then cp -L /etc/debian_version "$dest/etc/debian_version"; fi
 
-# `ldd`, but an unresolved library is an error, and vdso lines (no path) are left out.
+# What `ldd` prints, also for the other architecture: readelf names what a file needs, the folders are searched in order.
+list() {
+    if [ -z "${SYSROOT:-}" ]; then
+        ldd "$@"
+        return
+    fi
+    seen=' '
+    while [ $# -gt 0 ]; do
+        file=$1
+        shift
+        interpreter=$(readelf --wide --program-headers "$file" | sed -n 's/.*program interpreter: \(.*\)]$/\1/p')
+        for name in $interpreter $(readelf --wide --dynamic "$file" | sed -n 's/.*(NEEDED).*\[\(.*\)]$/\1/p'); do
+            # A library that names the loader, by its bare name, means the one that is loading it.
+            case $name in ld-linux*) continue ;; esac
+            case $seen in *" $name "*) continue ;; esac
+            seen="$seen$name "
+            found=
+            for folder in $(echo "${LD_LIBRARY_PATH:-}" | tr : ' ') "$SYSROOT" "$SYSROOT"/lib/*-linux-gnu "$SYSROOT"/usr/lib/*-linux-gnu; do
+                if [ -e "$folder/$name" ]; then
+                    found=$folder/$name
+                    break
+                fi
+            done
+            if [ -z "$found" ]; then
+                echo "$name => not found"
+                continue
+            fi
+            echo "$name => $found (0x0)"
+            set -- "$@" "$found"
+        done
+    done
+}
+
+# An unresolved library is an error, and vdso lines (no path) are left out. libcuda.so.1 is the driver's: it comes with the
+# node, never with the image.
 libraries_of() {
-    ldd "$@" | awk '
+    list "$@" | awk '
+        $1 == "libcuda.so.1" { next }
         /not found/ { print "missing library: " $1 > "/dev/stderr"; bad = 1 }
         $2 == "=>" && $3 ~ /^\// { print $3 }
         $1 ~ /^\// && $1 !~ /:$/ && $2 != "=>" { print $1 }
@@ -35,7 +73,7 @@ add() { # add FILE…: each file's libraries, to their place
     for library in $libraries; do
         case $packages:$library in
             ?*:"$packages"/*) target=$libtorch/$(basename "$library") ;;
-            *) target=$library ;;
+            *) target=${library#"${SYSROOT:-}"} ;;
         esac
         if [ ! -e "$dest$target" ]; then install -D -m 0755 "$library" "$dest$target"; fi
     done
@@ -46,6 +84,8 @@ if [ -n "$packages" ]; then
     LD_LIBRARY_PATH=$packages/torch/lib
     for folder in "$packages"/nvidia/*/lib; do LD_LIBRARY_PATH=$LD_LIBRARY_PATH:$folder; done
     export LD_LIBRARY_PATH
+elif [ -n "${SYSROOT:-}" ]; then
+    unset LD_LIBRARY_PATH
 fi
 add "$binary"
 
@@ -57,18 +97,15 @@ case $variant in
 esac
 
 # Opened at run time, not linked: the CUDA half of torch, and what cuBLAS, cuDNN and the kernel compiler open themselves.
+if [ ! -e "$packages/torch/lib/libtorch_cuda.so" ]; then
+    echo "no libtorch_cuda.so in $packages/torch/lib" >&2
+    exit 1
+fi
 for library in "$packages"/torch/lib/libtorch_cuda.so "$packages"/torch/lib/libtorch_cuda_linalg.so \
     "$packages"/torch/lib/libcaffe2_nvrtc.so "$packages"/nvidia/cudnn/lib/libcudnn*.so.* \
     "$packages"/nvidia/cu*/lib/libnvrtc*.so.*; do
     case $library in *.alt.so.*) continue ;; esac
     [ -e "$library" ] || continue
     install -D -m 0755 "$library" "$dest$libtorch/$(basename "$library")"
-    # libcuda.so.1 is the driver's: it comes with the node, never with the image.
-    ldd "$library" | grep -v 'libcuda\.so\.1' | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | while read -r dependency; do
-        case $dependency in
-            "$packages"/*) target=$libtorch/$(basename "$dependency") ;;
-            *) target=$dependency ;;
-        esac
-        if [ ! -e "$dest$target" ]; then install -D -m 0755 "$dependency" "$dest$target"; fi
-    done
+    add "$library"
 done

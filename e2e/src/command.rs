@@ -56,9 +56,14 @@ fn finish(command: &mut Command, stdin: Stdio, input: &str) -> Result<String> {
     })
 }
 
-/// cargo as the user would call it. In a test this process carries cargo's own variables; build scripts would see them and run
-/// again.
+/// cargo as the user would call it.
 pub fn cargo() -> Command {
+    cargo_at("cargo")
+}
+
+/// The cargo `program` as the user would call it. In a test this process carries cargo's own variables; build scripts would see them and run
+/// again.
+pub fn cargo_at(program: &str) -> Command {
     const KEPT: [&str; 6] = [
         "CARGO_HOME",
         "CARGO_TARGET_DIR",
@@ -75,7 +80,7 @@ pub fn cargo() -> Command {
         "CARGO_REGISTRY_",
         "CARGO_SOURCE_",
     ];
-    let mut cargo = Command::new("cargo");
+    let mut cargo = Command::new(program);
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
         let kept = KEPT.contains(&&*name) || SETTINGS.iter().any(|settings| name.starts_with(settings));

@@ -70,6 +70,25 @@ pub enum Error {
         /// Why it stays.
         why: String,
     },
+    /// A platform that nothing is built for.
+    #[error("`{0}` is no platform of these images: linux/amd64 or linux/arm64")]
+    UnknownPlatform(String),
+    /// This machine does not compile for another architecture.
+    #[error("{0} cannot be built here: {1}")]
+    NoCross(String, String),
+    /// An image that would not run, or not wholly, on its platform.
+    #[error("{image} is meant for {arch} and holds {found}")]
+    WrongArchitecture {
+        /// The image.
+        image: String,
+        /// Its platform.
+        arch: String,
+        /// What its configuration says, and files of another architecture.
+        found: String,
+    },
+    /// The second node cannot be had on this machine.
+    #[error("no arm64 node here: {0}")]
+    NoArm64Node(String),
     /// All address blocks for clusters overlap with routes of this host.
     #[error("no free address block: every /22 of {0} overlaps with a route of this host")]
     NoAddresses(&'static str),

@@ -15,7 +15,7 @@ pub mod paths;
 pub mod progress;
 pub mod tools;
 
-pub use cluster::{Cluster, ProviderChoice, UpOptions};
+pub use cluster::{Cluster, NodeChoice, ProviderChoice, UpOptions};
 pub use error::{Error, Result};
 pub use paths::Cache;
 pub use progress::Progress;

@@ -37,6 +37,8 @@ pub struct Group {
     ldflags: &'static str,
     /// It runs in a container or on a node, so it is built for Linux wherever the build runs.
     for_linux: bool,
+    /// It is built for arm64 wherever the build runs.
+    for_arm64: bool,
     /// The tag of the image archive made of it.
     image: Option<&'static str>,
 }
@@ -66,6 +68,18 @@ pub const KUBERNETES: Group = Group {
     ],
     ldflags: KUBERNETES_VERSION,
     for_linux: true,
+    for_arm64: false,
+    image: None,
+};
+/// The kubelet of an arm64 node on another machine; the rest of such a node is the machine's own.
+pub const KUBELET_ARM64: Group = Group {
+    name: "kubelet-arm64",
+    module: ".",
+    packages: &["k8s.io/kubernetes/cmd/kubelet"],
+    binaries: &["kubelet=kubelet-arm64"],
+    ldflags: KUBERNETES_VERSION,
+    for_linux: true,
+    for_arm64: true,
     image: None,
 };
 /// The command line client, which runs beside the cluster.
@@ -76,6 +90,7 @@ pub const KUBECTL: Group = Group {
     binaries: &["kubectl"],
     ldflags: KUBERNETES_VERSION,
     for_linux: false,
+    for_arm64: false,
     image: None,
 };
 /// The container runtime.
@@ -86,6 +101,7 @@ pub const CONTAINERD: Group = Group {
     binaries: &["containerd", "containerd-shim-runc-v2", "ctr"],
     ldflags: "-s -w -X github.com/containerd/containerd/v2/version.Version=v2.4.2",
     for_linux: true,
+    for_arm64: false,
     image: None,
 };
 /// The process that holds a pod's namespaces.
@@ -96,6 +112,7 @@ pub const PAUSE: Group = Group {
     binaries: &["pause"],
     ldflags: "-s -w",
     for_linux: true,
+    for_arm64: false,
     image: Some("1"),
 };
 /// Cluster DNS.
@@ -106,6 +123,7 @@ pub const COREDNS: Group = Group {
     binaries: &["coredns"],
     ldflags: "-s -w",
     for_linux: true,
+    for_arm64: false,
     image: Some("v1.15.0"),
 };
 /// Nodes and pods that exist only in the API.
@@ -116,6 +134,7 @@ pub const KWOK: Group = Group {
     binaries: &["kwok"],
     ldflags: "-s -w",
     for_linux: true,
+    for_arm64: false,
     image: Some("v0.8.0"),
 };
 /// Installs charts.
@@ -126,6 +145,7 @@ pub const HELM: Group = Group {
     binaries: &["helm"],
     ldflags: "-s -w -X helm.sh/helm/v4/internal/version.version=v4.3.1",
     for_linux: false,
+    for_arm64: false,
     image: None,
 };
 /// Checks manifests against schemas.
@@ -136,6 +156,7 @@ pub const KUBECONFORM: Group = Group {
     binaries: &["kubeconform"],
     ldflags: "-s -w -X main.version=v0.8.0",
     for_linux: false,
+    for_arm64: false,
     image: None,
 };
 /// Clusters in a container engine.
@@ -146,10 +167,11 @@ pub const KIND: Group = Group {
     binaries: &["kind"],
     ldflags: "-s -w",
     for_linux: false,
+    for_arm64: false,
     image: None,
 };
 
-/// Every group, quick ones first.
+/// Every group that a machine of any architecture uses, quick ones first.
 pub const ALL: [Group; 9] = [
     PAUSE,
     KUBECONFORM,
@@ -192,6 +214,9 @@ impl Group {
             "{:?} {} {} {:?}\n",
             self.packages, self.ldflags, self.for_linux, self.image
         ));
+        if self.for_arm64 {
+            hash.update("arm64\n");
+        }
         let mut files: Vec<_> = fs::read_dir(&source)
             .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
             .context(|| format!("reading {}", source.display()))?
@@ -302,6 +327,9 @@ fn go(group: &Group) -> Command {
     if group.for_linux {
         command.env("GOOS", "linux");
     }
+    if group.for_arm64 {
+        command.env("GOARCH", "arm64");
+    }
     command
 }
 
@@ -390,8 +418,9 @@ mod tests {
 
     #[test]
     fn every_group_has_its_module_and_a_fingerprint_of_its_own() {
-        let prints: std::collections::BTreeSet<_> = ALL.iter().map(|group| group.fingerprint().unwrap()).collect();
-        assert_eq!(prints.len(), ALL.len());
+        let groups = || ALL.iter().chain([&KUBELET_ARM64]);
+        let prints: std::collections::BTreeSet<_> = groups().map(|group| group.fingerprint().unwrap()).collect();
+        assert_eq!(prints.len(), groups().count());
         assert!(ALL.iter().all(|group| group.source().join("go.mod").is_file()));
     }
 

@@ -131,7 +131,7 @@ fn a_cluster_works_and_leaves_nothing() {
         .0
         .up(UpOptions {
             fake_nodes: true,
-            keep: false,
+            ..UpOptions::default()
         })
         .unwrap();
     let kubectl = cluster.0.kubectl();

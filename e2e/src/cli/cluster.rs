@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use hawkeye_e2e::{Cluster, Progress, ProviderChoice, UpOptions};
+use hawkeye_e2e::{Cluster, NodeChoice, Progress, ProviderChoice, UpOptions};
 
 /// Start, look at or remove a cluster.
 #[derive(clap::Args)]
@@ -29,6 +29,9 @@ enum Action {
         /// Keep a cluster of that name that already answers
         #[arg(long)]
         keep: bool,
+        /// Add a second real node, for arm64 pods: emulated by qemu where this machine is x86-64
+        #[arg(long)]
+        arm64: bool,
     },
     /// Remove every trace of the cluster
     Down,
@@ -38,6 +41,9 @@ enum Action {
     LoadImage {
         /// A tar file
         archive: PathBuf,
+        /// To which node
+        #[arg(long, value_enum, default_value_t)]
+        node: NodeChoice,
     },
     /// Add the nodes that exist only in the API to a running cluster
     FakeNodes,
@@ -51,8 +57,11 @@ enum Action {
         #[arg(long, default_value_t = 100)]
         tail: usize,
     },
-    /// Run a command in the node's namespaces, e.g. `-- iptables-save`
+    /// Run a command in a node's namespaces, e.g. `-- iptables-save`
     Exec {
+        /// In which node
+        #[arg(long, value_enum, default_value_t)]
+        node: NodeChoice,
         /// The command and its arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -62,8 +71,16 @@ enum Action {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let cluster = Cluster::new(&args.name, args.provider, Progress::new())?;
     match args.action {
-        Action::Up { fake_nodes, keep } => {
-            cluster.up(UpOptions { fake_nodes, keep })?;
+        Action::Up {
+            fake_nodes,
+            keep,
+            arm64,
+        } => {
+            cluster.up(UpOptions {
+                fake_nodes,
+                keep,
+                arm64,
+            })?;
             super::say(format_args!(
                 "export KUBECONFIG={}",
                 cluster.kubeconfig_path().display()
@@ -75,15 +92,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
                 super::say(format_args!("{label:<13} {value}"));
             }
         }
-        Action::LoadImage { archive } => cluster.load_image(&archive)?,
+        Action::LoadImage { archive, node } => cluster.load_image_on(node, &archive)?,
         Action::FakeNodes => cluster.add_fake_nodes()?,
         Action::Kubeconfig => {
             cluster.facts()?;
             super::say(cluster.kubeconfig_path().display());
         }
         Action::Logs { component, tail } => logs(&cluster, component.as_deref(), tail)?,
-        Action::Exec { command } => {
-            return Ok(if cluster.exec(&command)? {
+        Action::Exec { command, node } => {
+            return Ok(if cluster.exec(node, &command)? {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE

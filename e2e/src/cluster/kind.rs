@@ -2,11 +2,12 @@
 
 use std::{
     fs,
+    io::IsTerminal,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use super::{ClusterName, Provider};
+use super::{ClusterName, NodeChoice, Provider};
 use crate::{
     command,
     error::{IoContext, Result},
@@ -35,6 +36,15 @@ impl Kind {
         }
     }
 
+    /// The container that is a node.
+    fn container(&self, node: NodeChoice) -> String {
+        let role = match node {
+            NodeChoice::First => "control-plane",
+            NodeChoice::Arm64 => "worker",
+        };
+        format!("{}-{role}", self.name)
+    }
+
     fn kind(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(args).args(["--name", &self.name]);
@@ -60,8 +70,10 @@ impl Kind {
         command
     }
 
-    /// One node; the API server writes its audit log into the cluster's folder on this machine.
-    fn config(&self) -> String {
+    /// One node, or two of the same architecture; the API server writes its audit log into the cluster's folder on this
+    /// machine.
+    fn config(&self, second: bool) -> String {
+        let second = if second { "  - role: worker\n" } else { "" };
         let (policy, logs) = (self.folder.join("audit-policy.yaml"), self.logs());
         let (policy, logs) = (policy.display(), logs.display());
         format!(
@@ -89,7 +101,7 @@ nodes:
               hostPath: /var/log/kubernetes
               mountPath: /var/log/kubernetes
               pathType: DirectoryOrCreate
-"#
+{second}"#
         )
     }
 }
@@ -103,14 +115,14 @@ impl Provider for Kind {
         &[tools::KIND]
     }
 
-    fn create(&self, progress: &Progress) -> Result<()> {
+    fn create(&self, arm64: bool, progress: &Progress) -> Result<()> {
         let write = |name: &str, text: &str| {
             let path = self.folder.join(name);
             fs::write(&path, text).context(|| format!("writing {}", path.display()))
         };
         fs::create_dir_all(self.logs()).context(|| format!("creating {}", self.logs().display()))?;
         write("audit-policy.yaml", AUDIT_POLICY)?;
-        write("kind.yaml", &self.config())?;
+        write("kind.yaml", &self.config(arm64))?;
         progress.step("kind: creating the node (the first time it pulls the node image)");
         command::run(&mut self.create_command())?;
         Ok(())
@@ -131,14 +143,22 @@ impl Provider for Kind {
         Ok(())
     }
 
-    fn load_image(&self, archive: &Path) -> Result<()> {
+    /// Onto every node: they have one architecture.
+    fn load_image(&self, _: NodeChoice, archive: &Path) -> Result<()> {
         command::run(&mut self.load_command(archive)).map(drop)
     }
 
-    fn node_command(&self) -> Result<Command> {
+    fn node_command(&self, node: NodeChoice) -> Result<Command> {
         let mut command = Command::new("docker");
-        command.args(["exec", "-it", &format!("{}-control-plane", self.name)]);
+        let terminal = std::io::stdin().is_terminal();
+        command.args(["exec", if terminal { "-it" } else { "-i" }, &self.container(node)]);
         Ok(command)
+    }
+
+    fn has_arm64(&self) -> bool {
+        let mut inspect = Command::new("docker");
+        inspect.args(["container", "inspect", &self.container(NodeChoice::Arm64)]);
+        command::run(&mut inspect).is_ok()
     }
 
     fn facts(&self) -> Result<Vec<(String, String)>> {
@@ -179,7 +199,10 @@ mod tests {
 
     #[test]
     fn the_config_is_yaml_whose_patch_turns_the_audit_log_on() {
-        let config: serde_json::Value = serde_saphyr::from_str(&sample().config()).unwrap();
+        let config: serde_json::Value = serde_saphyr::from_str(&sample().config(true)).unwrap();
+        assert_eq!(config["nodes"][1]["role"], "worker");
+        let alone: serde_json::Value = serde_saphyr::from_str(&sample().config(false)).unwrap();
+        assert_eq!(alone["nodes"].as_array().unwrap().len(), 1);
         let node = &config["nodes"][0];
         assert_eq!(node["extraMounts"][1]["hostPath"], "/cache/clusters/demo/logs");
         let patch = node["kubeadmConfigPatches"][0].as_str().unwrap();

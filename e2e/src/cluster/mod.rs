@@ -1,4 +1,4 @@
-//! A Kubernetes cluster of one node, by whichever provider works on this machine.
+//! A Kubernetes cluster of one node, or two with one for arm64, by whichever provider works on this machine.
 
 mod kind;
 #[cfg(target_os = "linux")]
@@ -15,6 +15,7 @@ use crate::{
     command::{self, Kubectl},
     error::{Error, IoContext, Result},
     fake_nodes,
+    images::Arch,
     paths::Cache,
     progress::Progress,
     tools,
@@ -26,14 +27,17 @@ trait Provider {
     fn name(&self) -> &'static str;
     /// The programs that it runs.
     fn tools(&self) -> &'static [tools::Group];
-    /// Starts the cluster and waits until its node and DNS are ready. Nothing of an earlier one is there.
-    fn create(&self, progress: &Progress) -> Result<()>;
+    /// Starts the cluster, on demand with a node for arm64, and waits until nodes and DNS are ready. Nothing of an earlier one
+    /// is there.
+    fn create(&self, arm64: bool, progress: &Progress) -> Result<()>;
     /// Removes the cluster, or what a killed run left of it. Fine when there is none.
     fn delete(&self, progress: &Progress) -> Result<()>;
-    /// Makes the images of an archive (OCI layout or `docker save`) known to the node.
-    fn load_image(&self, archive: &Path) -> Result<()>;
-    /// Runs a command in the node's namespaces, with this process's terminal.
-    fn node_command(&self) -> Result<Command>;
+    /// Makes the image of an archive (OCI layout or `docker save`) known to a node.
+    fn load_image(&self, node: NodeChoice, archive: &Path) -> Result<()>;
+    /// Runs what is appended to it in a node's namespaces.
+    fn node_command(&self, node: NodeChoice) -> Result<Command>;
+    /// Whether the running cluster has a node for arm64 beside the first.
+    fn has_arm64(&self) -> bool;
     /// Facts for `status`: label and value.
     fn facts(&self) -> Result<Vec<(String, String)>>;
     /// Where the node's logs lie: the API server's `audit.log`, and what else the provider keeps.
@@ -52,6 +56,16 @@ pub enum ProviderChoice {
     Local,
 }
 
+/// Which of a cluster's nodes that run real pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum NodeChoice {
+    /// The one with the control plane, of this machine's architecture.
+    #[default]
+    First,
+    /// The one that `up --arm64` adds.
+    Arm64,
+}
+
 /// How [`Cluster::up`] starts a cluster.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct UpOptions {
@@ -59,6 +73,8 @@ pub struct UpOptions {
     pub fake_nodes: bool,
     /// Keeps a cluster of that name that already answers, instead of starting afresh.
     pub keep: bool,
+    /// Adds a second node that runs arm64 pods, emulated where the machine is x86-64.
+    pub arm64: bool,
 }
 
 /// A cluster of a given name, running or not.
@@ -129,16 +145,21 @@ impl Cluster {
         let mut groups = self.provider.tools().to_vec();
         groups.extend([tools::KUBECTL, tools::HELM]);
         groups.extend(options.fake_nodes.then_some(tools::KWOK));
+        if options.arm64 {
+            // Said before minutes go into building its programs.
+            self.check_arm64()?;
+            groups.extend((Arch::HOST != Arch::Arm64).then_some(tools::KUBELET_ARM64));
+        }
         tools::ensure(&self.cache, &groups, &self.progress)?;
         let _lock = self.lock()?;
-        if options.keep && self.is_ready() {
+        if options.keep && self.is_ready() && (!options.arm64 || self.provider.has_arm64()) {
             self.progress.step(format!("cluster {}: already up", self.name));
         } else {
             self.provider.delete(&self.progress)?;
             let folder = self.folder();
             create_private(&folder)?;
             fs::write(folder.join("provider"), self.provider.name()).context(|| format!("{}", folder.display()))?;
-            self.provider.create(&self.progress)?;
+            self.provider.create(options.arm64, &self.progress)?;
         }
         if options.fake_nodes {
             self.add_fake_nodes()?;
@@ -190,18 +211,43 @@ impl Cluster {
         self.require()?;
         tools::ensure(&self.cache, &[tools::KWOK], &self.progress)?;
         self.progress.step("fake nodes: starting kwok");
-        self.provider.load_image(&self.cache.tool_image("kwok"))
+        self.provider
+            .load_image(NodeChoice::First, &self.cache.tool_image("kwok"))
     }
 
-    /// Makes the images of an archive (OCI layout or `docker save`) known to the node.
+    /// Why an arm64 node cannot be had here with this cluster's provider; `Ok` where it can.
+    ///
+    /// # Errors
+    /// [`Error::NoArm64Node`] with what to do.
+    pub fn check_arm64(&self) -> Result<()> {
+        match self.provider.name() {
+            #[cfg(target_os = "linux")]
+            "local" => local::check_arm64(),
+            _ if Arch::HOST == Arch::Arm64 => Ok(()),
+            _ => Err(Error::NoArm64Node(
+                "kind's nodes are of this machine's architecture; `--provider local` emulates one, on Linux as root"
+                    .into(),
+            )),
+        }
+    }
+
+    /// Makes the image of an archive (OCI layout or `docker save`) known to the first node.
     ///
     /// # Errors
     /// When the cluster does not run or the archive cannot be read.
     pub fn load_image(&self, archive: &Path) -> Result<()> {
+        self.load_image_on(NodeChoice::First, archive)
+    }
+
+    /// As [`Cluster::load_image`], for a node of one's choice.
+    ///
+    /// # Errors
+    /// As [`Cluster::load_image`]; also when there is no such node.
+    pub fn load_image_on(&self, node: NodeChoice, archive: &Path) -> Result<()> {
         self.require()?;
         let archive = archive.canonicalize().context(|| format!("{}", archive.display()))?;
         self.progress.step(format!("loading {}", archive.display()));
-        self.provider.load_image(&archive)
+        self.provider.load_image(node, &archive)
     }
 
     /// The name given to [`Cluster::new`].
@@ -283,15 +329,24 @@ impl Cluster {
         Ok(facts)
     }
 
-    /// Runs a command in the node's namespaces with this process's terminal and returns whether it succeeded.
+    /// Runs a command in a node's namespaces with this process's terminal and returns whether it succeeded.
     ///
     /// # Errors
     /// When the cluster does not run or the command cannot be started.
-    pub fn exec(&self, words: &[String]) -> Result<bool> {
+    pub fn exec(&self, node: NodeChoice, words: &[String]) -> Result<bool> {
         self.require()?;
-        let mut command = self.provider.node_command()?;
+        let mut command = self.provider.node_command(node)?;
         let status = command.args(words).status().context(|| command::describe(&command))?;
         Ok(status.success())
+    }
+
+    /// Runs a command in a node's namespaces and returns what it printed.
+    ///
+    /// # Errors
+    /// As [`Cluster::exec`], and when the command fails.
+    pub fn output(&self, node: NodeChoice, words: &[&str]) -> Result<String> {
+        self.require()?;
+        command::run(self.provider.node_command(node)?.args(words))
     }
 
     fn folder(&self) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use hawkeye_e2e::install::OPERATOR_NAMESPACE;
+use hawkeye_e2e::{NodeChoice, install::OPERATOR_NAMESPACE};
 use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod};
 use kube::{
     Api, ResourceExt,
@@ -99,7 +99,7 @@ pub async fn the_other_replica_takes_over(suite: &Suite) -> Result<()> {
 
     // Killed, it frees nothing. Its container is started again and goes on, or the Lease runs out and the other one does.
     let words = ["sh", "-c", KILL, &second].map(str::to_owned);
-    ensure!(suite.cluster.exec(&words)?, "no process of {second}");
+    ensure!(suite.cluster.exec(NodeChoice::First, &words)?, "no process of {second}");
     let took = scaled(&scope, 4).await?;
     eprintln!("    a change after the leader was killed: {:.1} s", took.as_secs_f64());
     ensure!(took < Duration::from_secs(30), "seen to after {took:?}");

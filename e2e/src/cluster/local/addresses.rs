@@ -9,6 +9,7 @@ use std::{
 
 use serde::Deserialize;
 
+use super::NodeChoice;
 use crate::{
     command,
     error::{Error, IoContext, Result},
@@ -22,7 +23,7 @@ const BLOCKS: u32 = 64;
 const BLOCK_SIZE: u32 = 1024;
 const FILE: &str = "addresses";
 
-/// 1024 addresses: 256 for the link, 256 for Services, 512 for pods.
+/// 1024 addresses: 256 for links, 256 for Services, 256 for the pods of each node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Block(Ipv4Addr);
 
@@ -68,14 +69,22 @@ impl Block {
         (u32::from(self.0) + offset).into()
     }
 
-    /// The host's end of the link.
+    /// The host's end of its link to the first node.
     pub(super) fn host(self) -> Ipv4Addr {
         self.at(1)
     }
 
-    /// The node's end of the link.
-    pub(super) fn node(self) -> Ipv4Addr {
-        self.at(2)
+    /// A node's address: the first's end of the host's link, the second's end of the link between both.
+    pub(super) fn node(self, place: NodeChoice) -> Ipv4Addr {
+        match place {
+            NodeChoice::First => self.at(2),
+            NodeChoice::Arm64 => self.at(6),
+        }
+    }
+
+    /// The first node's end of the link to the second.
+    pub(super) fn gateway(self) -> Ipv4Addr {
+        self.at(5)
     }
 
     /// Cluster addresses of Services.
@@ -93,9 +102,18 @@ impl Block {
         self.at(266)
     }
 
-    /// Addresses of pods.
+    /// Addresses of all pods.
     pub(super) fn pods(self) -> String {
         format!("{}/23", self.at(512))
+    }
+
+    /// Addresses of a node's pods.
+    pub(super) fn pods_of(self, place: NodeChoice) -> String {
+        let first = match place {
+            NodeChoice::First => 512,
+            NodeChoice::Arm64 => 768,
+        };
+        format!("{}/24", self.at(first))
     }
 }
 
@@ -155,12 +173,20 @@ mod tests {
         let block = block("10.213.4.0");
         assert_eq!(block.to_string(), "10.213.4.0/22");
         assert_eq!(
-            (block.host().to_string(), block.node().to_string()),
+            (block.host().to_string(), block.node(NodeChoice::First).to_string()),
             ("10.213.4.1".into(), "10.213.4.2".into())
         );
         assert_eq!(
             (block.services(), block.pods()),
             ("10.213.5.0/24".into(), "10.213.6.0/23".into())
+        );
+        assert_eq!(
+            (block.gateway().to_string(), block.node(NodeChoice::Arm64).to_string()),
+            ("10.213.4.5".into(), "10.213.4.6".into())
+        );
+        assert_eq!(
+            (block.pods_of(NodeChoice::First), block.pods_of(NodeChoice::Arm64)),
+            ("10.213.6.0/24".into(), "10.213.7.0/24".into())
         );
         assert_eq!(
             (block.api_service().to_string(), block.dns().to_string()),

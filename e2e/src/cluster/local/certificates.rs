@@ -9,68 +9,98 @@ use rcgen::{
 };
 use serde_json::json;
 
-use super::config::Layout;
+use super::{NodeChoice, config::Layout};
 use crate::error::{IoContext, Result};
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
-/// Writes everything into the cluster's folder: `pki/` and `*.kubeconfig` for the components, `kubeconfig` for people.
-pub(super) fn write(folder: &Path, layout: &Layout) -> Result<()> {
+/// Writes everything into the nodes' folders: `pki/` and `*.kubeconfig` for the components, and into the first node's
+/// `kubeconfig` for people.
+pub(super) fn write(nodes: &[(&Path, &Layout)]) -> Result<()> {
     let authority = authority()?;
-    let pki = folder.join("pki");
-    fs::create_dir_all(&pki).context(|| format!("creating {}", pki.display()))?;
-    secret(&pki.join("ca.crt"), &authority.pem())?;
+    for (folder, layout) in nodes {
+        let pki = folder.join("pki");
+        fs::create_dir_all(&pki).context(|| format!("creating {}", pki.display()))?;
+        secret(&pki.join("ca.crt"), &authority.pem())?;
+        let names = [layout.node_name.as_str()];
+        server_files(
+            &authority,
+            &pki,
+            "kubelet",
+            &names,
+            &[layout.block.node(layout.place).into()],
+        )?;
+        let node_user = format!("system:node:{}", layout.node_name);
+        let users = [
+            ("kubelet.kubeconfig", node_user.as_str(), Some("system:nodes")),
+            ("kube-proxy.kubeconfig", "system:kube-proxy", None),
+        ];
+        kubeconfigs(&authority, folder, layout, &users)?;
+        if layout.place == NodeChoice::First {
+            control_plane(&authority, folder, &pki, layout)?;
+        }
+    }
+    Ok(())
+}
+
+fn control_plane(authority: &Authority, folder: &Path, pki: &Path, layout: &Layout) -> Result<()> {
     let accounts = KeyPair::generate()?;
     secret(&pki.join("service-accounts.key"), &accounts.serialize_pem())?;
     secret(&pki.join("service-accounts.pub"), &accounts.public_key_pem())?;
-
-    let block = layout.block;
-    let api_names = [
+    let names = [
         "kubernetes",
         "kubernetes.default",
         "kubernetes.default.svc",
         "kubernetes.default.svc.cluster.local",
     ];
-    let api_addresses = [
-        block.node().into(),
-        block.api_service().into(),
+    let addresses = [
+        layout.block.node(NodeChoice::First).into(),
+        layout.block.api_service().into(),
         IpAddr::from([127, 0, 0, 1]),
     ];
-    let node = [layout.node_name.as_str()];
-    for (file, names, addresses) in [
-        ("apiserver", &api_names[..], &api_addresses[..]),
-        ("kubelet", &node[..], &[block.node().into()][..]),
-    ] {
-        let (certificate, key) = server(&authority, names, addresses)?;
-        secret(&pki.join(format!("{file}.crt")), &certificate)?;
-        secret(&pki.join(format!("{file}.key")), &key)?;
-    }
-    let (certificate, key) = client(&authority, "hawkeye:apiserver", Some("system:masters"))?;
+    server_files(authority, pki, "apiserver", &names, &addresses)?;
+    let (certificate, key) = client(authority, "hawkeye:apiserver", Some("system:masters"))?;
     secret(&pki.join("apiserver-kubelet-client.crt"), &certificate)?;
     secret(&pki.join("apiserver-kubelet-client.key"), &key)?;
-
-    let node_user = format!("system:node:{}", layout.node_name);
-    for (file, user, group) in [
-        ("kubelet.kubeconfig", node_user.as_str(), Some("system:nodes")),
+    let users = [
         (
             "kube-controller-manager.kubeconfig",
             "system:kube-controller-manager",
             None,
         ),
         ("kube-scheduler.kubeconfig", "system:kube-scheduler", None),
-        ("kube-proxy.kubeconfig", "system:kube-proxy", None),
         // People and tests; the last, because its presence says that the cluster can be talked to.
         ("kubeconfig", "hawkeye:admin", Some("system:masters")),
-    ] {
-        let (certificate, key) = client(&authority, user, group)?;
+    ];
+    kubeconfigs(authority, folder, layout, &users)
+}
+
+/// File, user and group of each.
+fn kubeconfigs(
+    authority: &Authority,
+    folder: &Path,
+    layout: &Layout,
+    users: &[(&str, &str, Option<&str>)],
+) -> Result<()> {
+    for (file, user, group) in users {
+        let (certificate, key) = client(authority, user, *group)?;
         let kubeconfig = kubeconfig(layout, &authority.pem(), &certificate, &key);
         secret(&folder.join(file), &kubeconfig)?;
     }
     Ok(())
 }
 
+fn server_files(authority: &Authority, pki: &Path, file: &str, names: &[&str], addresses: &[IpAddr]) -> Result<()> {
+    let (certificate, key) = server(authority, names, addresses)?;
+    secret(&pki.join(format!("{file}.crt")), &certificate)?;
+    secret(&pki.join(format!("{file}.key")), &key)
+}
+
 fn kubeconfig(layout: &Layout, authority: &str, certificate: &str, key: &str) -> String {
-    let (name, server) = (&layout.node_name, format!("https://{}:6443", layout.block.node()));
+    let (name, server) = (
+        &layout.node_name,
+        format!("https://{}:6443", layout.block.node(NodeChoice::First)),
+    );
     let encode = |pem: &str| STANDARD.encode(pem);
     // JSON is YAML.
     let config = json!({

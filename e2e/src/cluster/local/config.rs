@@ -5,14 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{addresses::Block, host::Host};
+use super::{NodeChoice, addresses::Block, emulation, host::Host};
 use crate::{
     error::{IoContext, Result},
     paths::Cache,
     tools,
 };
 
-/// Everything that runs on the node, in starting order.
+/// Everything that runs on the first node, in starting order.
 pub(super) const COMPONENTS: [&str; 7] = [
     "etcd",
     "containerd",
@@ -23,28 +23,88 @@ pub(super) const COMPONENTS: [&str; 7] = [
     "kube-proxy",
 ];
 
+/// What the second node needs of its own.
+pub(super) const NODE_COMPONENTS: [&str; 3] = ["containerd", "kubelet", "kube-proxy"];
+
 const AUDIT_POLICY: &str = include_str!("../audit-policy.yaml");
 const DNS: &str = include_str!("dns.yaml");
 
-/// What the settings depend on.
+/// What a node's settings depend on.
 pub(super) struct Layout {
     pub(super) node_name: String,
     pub(super) block: Block,
+    pub(super) place: NodeChoice,
     cache: Cache,
     plugins: PathBuf,
-    /// The cluster's folder as its processes see it.
+    /// The node's folder as its processes see it.
     run: String,
+    /// The kubelet's `systemReserved`: what the other node of this machine advertises.
+    reserved: Option<Reserved>,
+}
+
+/// Half of a machine.
+#[derive(Debug, Clone, Copy)]
+struct Reserved {
+    millicores: u64,
+    kibibytes: u64,
+}
+
+impl Reserved {
+    fn half() -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        Self {
+            millicores: cores * 500,
+            kibibytes: total_memory(&memory).unwrap_or_default() / 2,
+        }
+    }
+}
+
+/// `MemTotal` of `/proc/meminfo`, in KiB.
+fn total_memory(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find(|line| line.starts_with("MemTotal:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 impl Layout {
-    pub(super) fn new(cache: &Cache, host: &Host, block: Block, plugins: PathBuf) -> Self {
+    /// `shared`: the cluster has two nodes, which share the machine.
+    pub(super) fn new(
+        cache: &Cache,
+        host: &Host,
+        place: NodeChoice,
+        block: Block,
+        plugins: PathBuf,
+        shared: bool,
+    ) -> Self {
         let run = host.run_folder().display().to_string();
         Self {
             node_name: host.name().into(),
             block,
+            place,
             cache: cache.clone(),
             plugins,
             run,
+            reserved: shared.then(Reserved::half),
+        }
+    }
+
+    /// The file in the cache that is a component's program.
+    fn file(&self, component: &str) -> String {
+        let emulated = component == "kubelet" && self.place == NodeChoice::Arm64 && emulation::NEEDED;
+        if emulated {
+            tools::KUBELET_ARM64.name.to_owned()
+        } else {
+            component.to_owned()
+        }
+    }
+
+    /// The file name of what runs as a component.
+    pub(super) fn program(&self, component: &str) -> String {
+        let file = self.file(component);
+        if file == component {
+            file
+        } else {
+            emulation::PROGRAM.to_owned()
         }
     }
 
@@ -77,7 +137,7 @@ impl Layout {
                  --service-account-signing-key-file={run}/pki/service-accounts.key \
                  --audit-policy-file={run}/audit-policy.yaml --audit-log-path={run}/logs/audit.log \
                  --audit-log-maxsize=200 --audit-log-maxbackup=1",
-                address = block.node(),
+                address = block.node(NodeChoice::First),
                 services = block.services(),
             ),
             // A machine that is busy renews the Leases of thousands of fake nodes late; a node that was lost for a moment has
@@ -97,7 +157,7 @@ impl Layout {
             "kubelet" => format!(
                 "{kubeconfig} --config={run}/kubelet.yaml --root-dir={run}/kubelet --cert-dir={run}/kubelet/pki \
                  --hostname-override={node} --node-ip={address}",
-                address = block.node(),
+                address = block.node(self.place),
             ),
             // The limits on tracked connections are the whole machine's: kube-proxy must not touch them.
             _ => format!(
@@ -106,7 +166,7 @@ impl Layout {
                 pods = block.pods(),
             ),
         };
-        let program = self.cache.tool(component).display().to_string();
+        let program = self.cache.tool(&self.file(component)).display().to_string();
         std::iter::once(program)
             .chain(arguments.split_whitespace().map(str::to_owned))
             .collect()
@@ -152,7 +212,7 @@ disable = true
                 {"type": "ptp", "ipMasq": false, "ipam": {
                     "type": "host-local",
                     "dataDir": format!("{}/cni-addresses", self.run),
-                    "ranges": [[{"subnet": self.block.pods()}]],
+                    "ranges": [[{"subnet": self.block.pods_of(self.place)}]],
                     "routes": [{"dst": "0.0.0.0/0"}],
                 }},
                 {"type": "portmap", "capabilities": {"portMappings": true}},
@@ -163,6 +223,10 @@ disable = true
 
     fn kubelet(&self) -> String {
         let (run, node, dns) = (&self.run, &self.node_name, self.block.dns());
+        let reserved = self.reserved.map_or_else(String::new, |half| {
+            let (millicores, kibibytes) = (half.millicores, half.kibibytes);
+            format!("systemReserved: {{cpu: {millicores}m, memory: {kibibytes}Ki}}\n")
+        });
         format!(
             r#"apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -187,7 +251,7 @@ volumePluginDir: {run}/kubelet/volume-plugins
 # A development machine's disk may well be nearly full; images come from archives and cannot be pulled again.
 evictionHard: {{memory.available: 100Mi, nodefs.available: 0%, nodefs.inodesFree: 0%, imagefs.available: 0%}}
 imageGCHighThresholdPercent: 100
-"#
+{reserved}"#
         )
     }
 
@@ -209,15 +273,18 @@ anonymous:
 
 /// Writes the files that [`Layout::arguments`] names.
 pub(super) fn write(folder: &Path, layout: &Layout) -> Result<()> {
-    for (name, text) in [
+    let mut files = vec![
         ("containerd.toml", layout.containerd()),
         ("cni/10-hawkeye.conflist", layout.network()),
         ("kubelet.yaml", layout.kubelet()),
-        ("audit-policy.yaml", AUDIT_POLICY.to_owned()),
-        ("authentication.yaml", AUTHENTICATION.to_owned()),
         // The host's resolver cannot be reached from the node; pods that do not use cluster DNS get none.
         ("resolv.conf", String::new()),
-    ] {
+    ];
+    if layout.place == NodeChoice::First {
+        files.push(("audit-policy.yaml", AUDIT_POLICY.to_owned()));
+        files.push(("authentication.yaml", AUTHENTICATION.to_owned()));
+    }
+    for (name, text) in files {
         let path = folder.join(name);
         let parent = path.parent().unwrap_or(folder);
         fs::create_dir_all(parent)
@@ -225,4 +292,51 @@ pub(super) fn write(folder: &Path, layout: &Layout) -> Result<()> {
             .context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(place: NodeChoice, shared: bool) -> Layout {
+        let cluster = "unit".parse().unwrap();
+        let host = Host::new(&cluster, place, Path::new("/cache/clusters/unit"));
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("addresses"), "10.213.4.0").unwrap();
+        let block = Block::read(folder.path()).unwrap();
+        Layout::new(&Cache::at("/cache"), &host, place, block, "/usr/lib/cni".into(), shared)
+    }
+
+    #[test]
+    fn each_node_has_a_range_a_runtime_and_a_cgroup_of_its_own() {
+        let (first, second) = (layout(NodeChoice::First, true), layout(NodeChoice::Arm64, true));
+        assert!(first.network().contains("10.213.6.0/24") && second.network().contains("10.213.7.0/24"));
+        assert!(first.containerd().contains("\"/run/hawkeye-unit/containerd.sock\""));
+        assert!(
+            second
+                .containerd()
+                .contains("\"/run/hawkeye-unit.arm64/containerd.sock\"")
+        );
+        assert!(second.kubelet().contains("cgroupRoot: /hawkeye-unit.arm64\n"));
+        let kubelet = second.arguments("kubelet");
+        assert!(kubelet.contains(&"--node-ip=10.213.4.6".to_owned()), "{kubelet:?}");
+        let native = !emulation::NEEDED;
+        assert_eq!(kubelet[0] == "/cache/tools/bin/kubelet", native, "{kubelet:?}");
+        assert_eq!(second.program("kubelet") == "kubelet", native);
+        assert_eq!(first.arguments("kubelet")[0], "/cache/tools/bin/kubelet");
+        assert_eq!(second.program("kube-proxy"), "kube-proxy");
+    }
+
+    #[test]
+    fn two_nodes_halve_the_machine() {
+        assert!(!layout(NodeChoice::First, false).kubelet().contains("systemReserved"));
+        let config: serde_json::Value = serde_saphyr::from_str(&layout(NodeChoice::Arm64, true).kubelet()).unwrap();
+        let cpu = config["systemReserved"]["cpu"].as_str().unwrap();
+        let cores = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(cpu, format!("{}m", cores * 500));
+        assert_eq!(
+            total_memory("MemTotal:       24604956 kB\nMemFree: 1 kB\n"),
+            Some(24_604_956)
+        );
+    }
 }

@@ -1,4 +1,4 @@
-//! What a cluster is on the host: cgroups that hold its processes, one end of a link, a folder.
+//! What a node is on the host: cgroups that hold its processes, one end of a link, a folder.
 
 use std::{
     collections::BTreeSet,
@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{ClusterName, addresses::Block, node::Node};
+use super::{ClusterName, NodeChoice, addresses::Block, node::Node};
 use crate::{
     command,
     error::{Error, IoContext, Result},
@@ -75,35 +75,63 @@ pub(super) fn check_programs() -> Result<PathBuf> {
     }
 }
 
-/// The host's side of one cluster.
+/// The host's side of one node.
 pub(super) struct Host {
-    /// `hawkeye-<name>`: the node's name, its cgroups' name.
+    cluster: String,
+    /// `hawkeye-<cluster>`, for the second node `hawkeye-<cluster>.arm64`: the node's name, its cgroups' name.
     name: String,
-    link: String,
+    /// The host's end of the link to the first node, by which the second is reached as well.
+    link: Option<String>,
     folder: PathBuf,
+    /// The cluster's: one for both nodes.
+    logs: PathBuf,
 }
 
 impl Host {
-    pub(super) fn new(name: &ClusterName, folder: &Path) -> Self {
+    /// `folder` is the cluster's; the second node has a folder in it.
+    pub(super) fn new(cluster: &ClusterName, place: NodeChoice, folder: &Path) -> Self {
+        let logs = folder.join("logs");
+        let (name, link, folder) = match place {
+            NodeChoice::First => (
+                format!("hawkeye-{cluster}"),
+                Some(format!("hk-{cluster}")),
+                folder.to_owned(),
+            ),
+            NodeChoice::Arm64 => (format!("hawkeye-{cluster}.arm64"), None, folder.join("arm64")),
+        };
         Self {
-            name: format!("hawkeye-{name}"),
-            link: format!("hk-{name}"),
-            folder: folder.into(),
+            cluster: cluster.to_string(),
+            name,
+            link,
+            folder,
+            logs,
         }
+    }
+
+    /// The log of the node's first process.
+    fn holder_log(&self) -> PathBuf {
+        let name = self.link.as_ref().map_or("holder-arm64.log", |_| "holder.log");
+        self.logs.join(name)
+    }
+
+    /// The node's folder.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The cluster's folder under a short name, in a `/run` that only its own mount namespace shows: socket paths end at
+    /// The node's folder under a short name, in a `/run` that only its own mount namespace shows: socket paths end at
     /// 108 bytes.
     pub(super) fn run_folder(&self) -> PathBuf {
         Path::new("/run").join(&self.name)
     }
 
-    /// Makes cgroups, the holder with its namespaces, and the link.
-    pub(super) fn create(&self, pause: &Path, block: Block) -> Result<Node> {
+    /// Makes cgroups and the holder with its namespaces.
+    pub(super) fn create(&self, pause: &Path) -> Result<Node> {
+        fs::create_dir_all(&self.logs).context(|| format!("creating {}", self.logs.display()))?;
         for cgroup in self.cgroups()? {
             create_cgroup(&cgroup)?;
         }
@@ -112,7 +140,7 @@ impl Host {
         // The file appears when the namespaces are set up.
         while !self.folder.join("holder-ready").exists() {
             if started.elapsed() > Duration::from_secs(10) {
-                let log = self.folder.join("logs/holder.log");
+                let log = self.holder_log();
                 let tail = fs::read_to_string(&log).unwrap_or_default();
                 return Err(Error::Stopped {
                     component: "the namespaces' first process".into(),
@@ -122,9 +150,13 @@ impl Host {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let node = self.node()?;
-        let ip = |words: &str| command::run(Command::new("ip").args(words.split(' ')));
-        let (link, host, inside) = (&self.link, block.host(), block.node());
+        self.node()
+    }
+
+    /// Makes the link between this machine and the first node.
+    pub(super) fn connect(&self, node: &Node, block: Block) -> Result<()> {
+        let Some(link) = &self.link else { return Ok(()) };
+        let (host, inside) = (block.host(), block.node(NodeChoice::First));
         ip(&format!(
             "link add {link} type veth peer name eth0 netns {}",
             node.holder()
@@ -132,14 +164,13 @@ impl Host {
         ip(&format!("addr add {host}/30 dev {link}"))?;
         ip(&format!("link set {link} up"))?;
         for words in [
-            format!("ip addr add {inside}/30 dev eth0"),
-            "ip link set eth0 up".into(),
-            format!("ip route add default via {host}"),
+            format!("addr add {inside}/30 dev eth0"),
+            "link set eth0 up".into(),
+            format!("route add default via {host}"),
         ] {
-            node.run(&words.split(' ').map(str::to_owned).collect::<Vec<_>>())?;
+            node.ip(&words)?;
         }
-        ip(&format!("route add {block} via {inside}"))?;
-        Ok(node)
+        ip(&format!("route add {block} via {inside}"))
     }
 
     fn start_holder(&self, pause: &Path) -> Result<()> {
@@ -179,7 +210,7 @@ exec "$PAUSE""#
         );
         let outside = r#"echo 0 > "$CGROUP/cgroup.procs"
 exec setsid unshare --net --mount --pid --fork --kill-child --mount-proc --propagation slave -- sh -ec "$INSIDE""#;
-        let log = fs::File::create(self.folder.join("logs/holder.log")).context(|| "creating holder.log".into())?;
+        let log = fs::File::create(self.holder_log()).context(|| "creating holder.log".into())?;
         let errors = log.try_clone().context(|| "holder.log".into())?;
         let mut shell = Command::new("sh");
         shell.args(["-ec", outside]).current_dir("/").env_clear();
@@ -204,39 +235,46 @@ exec setsid unshare --net --mount --pid --fork --kill-child --mount-proc --propa
         let holder = processes(&cgroup)
             .into_iter()
             .find(|&pid| is_first_in_child_namespace(pid));
-        let cluster = self.name.trim_start_matches("hawkeye-").to_owned();
-        let holder = holder.ok_or(Error::NotUp(cluster))?;
-        Ok(Node::new(holder, cgroup, self.folder.join("logs")))
+        let holder = holder.ok_or_else(|| match self.link {
+            Some(_) => Error::NotUp(self.cluster.clone()),
+            None => Error::NoArm64Node(format!(
+                "cluster `{}` has none; `cluster up --arm64` starts it afresh with one",
+                self.cluster
+            )),
+        })?;
+        Ok(Node::new(holder, cgroup, self.logs.clone()))
     }
 
-    /// Whether a component's process is there.
-    pub(super) fn runs(&self, component: &str) -> Result<bool> {
-        let is_it = |pid| {
-            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.file_name() == Some(component.as_ref()))
-        };
+    /// Whether a component's process is there, by the file name of its program.
+    pub(super) fn runs(&self, program: &str) -> Result<bool> {
+        let is_it =
+            |pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.file_name() == Some(program.as_ref()));
         Ok(processes(&self.components_cgroup()?).into_iter().any(is_it))
     }
 
-    /// Whether the host shows nothing of the cluster beside its folder.
+    /// Whether the host shows nothing of the node beside its folder.
     pub(super) fn is_clean(&self) -> Result<bool> {
         let cgroups = self.cgroups()?;
         Ok(!cgroups.iter().any(|cgroup| cgroup.exists()) && !self.link_exists())
     }
 
     fn link_exists(&self) -> bool {
-        Path::new("/sys/class/net").join(&self.link).exists()
+        let exists = |link| Path::new("/sys/class/net").join(link).exists();
+        self.link.as_ref().is_some_and(exists)
     }
 
-    /// Ends every process of the cluster and removes all that [`Self::create`] made, the folder last.
+    /// Ends every process of the node and removes all that [`Self::create`] made, the folder last.
     pub(super) fn delete(&self) -> Result<()> {
         let cgroups = self.cgroups()?;
         self.end_processes(&cgroups)?;
         for cgroup in &cgroups {
             remove_cgroup(cgroup)?;
         }
-        if self.link_exists() {
+        if let Some(link) = &self.link
+            && self.link_exists()
+        {
             // Its other end may be on its way out with the network namespace, and take this one along.
-            let deleted = command::run(Command::new("ip").args(["link", "delete", &self.link]));
+            let deleted = ip(&format!("link delete {link}"));
             if self.link_exists() {
                 deleted?;
             }
@@ -292,7 +330,7 @@ exec setsid unshare --net --mount --pid --fork --kill-child --mount-proc --propa
         })
     }
 
-    /// The cluster's cgroup in each hierarchy; the kubelet's pods come below it.
+    /// The node's cgroup in each hierarchy; the kubelet's pods come below it.
     fn cgroups(&self) -> Result<Vec<PathBuf>> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").context(|| "reading the mounts".into())?;
         Ok(hierarchies(&mounts)
@@ -310,6 +348,11 @@ exec setsid unshare --net --mount --pid --fork --kill-child --mount-proc --propa
         })?;
         Ok(first.join("components"))
     }
+}
+
+/// Runs `ip` on this machine.
+pub(super) fn ip(words: &str) -> Result<()> {
+    command::run(Command::new("ip").args(words.split(' '))).map(drop)
 }
 
 /// Mount points of the hierarchies with controllers: the one of version 2, or each of version 1.
@@ -475,11 +518,15 @@ mod tests {
     #[test]
     fn a_folder_with_a_mount_inside_is_not_removed() {
         let name = "unit".parse().unwrap();
-        let error = Host::new(&name, Path::new("/proc"))
+        let error = Host::new(&name, NodeChoice::First, Path::new("/proc"))
             .refuse_mounts()
             .unwrap_err()
             .to_string();
         assert!(error.contains("mounted"), "{error}");
-        assert!(Host::new(&name, Path::new("/nowhere")).refuse_mounts().is_ok());
+        assert!(
+            Host::new(&name, NodeChoice::First, Path::new("/nowhere"))
+                .refuse_mounts()
+                .is_ok()
+        );
     }
 }

@@ -43,6 +43,15 @@ impl Node {
         command::run(self.command().args(words))
     }
 
+    /// Runs `ip` inside.
+    pub(super) fn ip(&self, words: &str) -> Result<()> {
+        let words: Vec<_> = std::iter::once("ip")
+            .chain(words.split(' '))
+            .map(str::to_owned)
+            .collect();
+        self.run(&words).map(drop)
+    }
+
     /// Starts a component that stays; the first process adopts it.
     pub(super) fn start(&self, name: &str, words: &[String]) -> Result<()> {
         let path = self.logs.join(format!("{name}.log"));

@@ -3,6 +3,14 @@
 //! On Linux the binaries are compiled on the host and `images/rootfs.sh` collects what they load, so assembling an image
 //! needs no base image and no registry: with docker where an engine answers, else with buildah alone. Elsewhere docker
 //! compiles them inside, from the same Dockerfiles.
+//!
+//! Images for arm64 are made on x86-64 as well, from programs that [`cross`] compiles, and an index joins both.
+
+mod arch;
+mod cross;
+mod index;
+mod layout;
+mod work;
 
 use std::{
     env, fs,
@@ -14,6 +22,15 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
+pub use self::{
+    arch::{Arch, elf_machine},
+    index::join,
+    layout::{Contents, Descriptor, Layout, architecture, inspect},
+};
+use self::{
+    cross::Cross,
+    work::{Strays, Work},
+};
 use crate::{
     command,
     error::{Error, IoContext, Result},
@@ -75,8 +92,27 @@ impl Image {
         }
     }
 
-    fn archive(self, cache: &Cache) -> PathBuf {
-        cache.root().join("images").join(format!("{}.tar", self.stem()))
+    /// This machine's architecture has the plain names; others have a folder.
+    fn archive(self, cache: &Cache, arch: Arch) -> PathBuf {
+        let mut folder = cache.root().join("images");
+        if arch != Arch::HOST {
+            folder.push(arch.name());
+        }
+        folder.join(format!("{}.tar", self.stem()))
+    }
+
+    /// The OCI layout of the image's index over all architectures.
+    pub fn index(self, cache: &Cache) -> PathBuf {
+        cache.root().join("images/index").join(format!("{}.tar", self.stem()))
+    }
+
+    /// Largest size in bytes, a promise of the documentation; the CUDA libraries alone are larger than any.
+    pub fn most(self) -> Option<u64> {
+        match self {
+            Self::Operator => Some(40_000_000),
+            Self::Inference(Variant::Cpu) => Some(700_000_000),
+            Self::Inference(Variant::Cuda) | Self::Bundle => None,
+        }
     }
 
     /// Package and binary of the workspace; the bundle has none.
@@ -110,34 +146,61 @@ pub fn build_for_cluster(cache: &Cache, repository: &Path, progress: Progress) -
     )
 }
 
-/// Brings the archives of `images` up to date and returns their paths, in order. What has not changed is left alone.
+/// Brings the archives of `images` for this machine's architecture up to date and returns their paths, in order. What has
+/// not changed is left alone.
 ///
 /// # Errors
 /// The first build step that fails, with what it said.
 pub fn build(cache: &Cache, repository: &Path, images: &[Image], progress: Progress) -> Result<Vec<PathBuf>> {
+    build_for(cache, repository, Arch::HOST, images, progress)
+}
+
+/// As [`build`], for the architecture `arch`. The bundle is data and the same for all.
+///
+/// # Errors
+/// The first build step that fails; [`Error::NoCross`] where this machine does not build for `arch`.
+pub fn build_for(
+    cache: &Cache,
+    repository: &Path,
+    arch: Arch,
+    images: &[Image],
+    progress: Progress,
+) -> Result<Vec<PathBuf>> {
+    let _lock = lock(cache, progress)?;
+    let host = Host::new(cache, repository, arch, progress)?;
+    if let Some(cross) = &host.cross
+        && images.contains(&Image::Inference(Variant::Cuda))
+    {
+        cross.check_cuda()?;
+    }
+    if host.prebuilt {
+        // Both even if one is asked for: cargo unifies features over what it builds, and another choice compiles all anew.
+        if images.iter().any(|image| image.binary().is_some()) {
+            host.compile(&PROGRAMS)?;
+        }
+    }
+    images.iter().map(|&image| host.archive(image)).collect()
+}
+
+/// Why this machine cannot build images for `arch`; `Ok` where it can.
+///
+/// # Errors
+/// [`Error::NoCross`] with what to do.
+pub fn can_build_for(cache: &Cache, arch: Arch) -> Result<()> {
+    Cross::find(cache, arch).map(drop)
+}
+
+/// The demo and the tests may build at the same time.
+fn lock(cache: &Cache, progress: Progress) -> Result<File> {
     let folder = cache.root().join("images");
     fs::create_dir_all(&folder).context(|| format!("creating {}", folder.display()))?;
-    // The demo and the tests may build at the same time.
     let lock_path = folder.join("lock");
     let lock = File::create(&lock_path).context(|| format!("creating {}", lock_path.display()))?;
     if lock.try_lock().is_err() {
         progress.step("another run builds images; waiting for it");
         lock.lock().context(|| format!("locking {}", lock_path.display()))?;
     }
-    let host = Host {
-        cache,
-        repository,
-        progress,
-        prebuilt: cfg!(target_os = "linux"),
-        docker: docker_answers(),
-    };
-    if host.prebuilt {
-        // Both even if one is asked for: cargo unifies features over what it builds, and another choice compiles all anew.
-        if images.iter().any(|image| image.binary().is_some()) {
-            host.compile(&["hawkeye-operator", "hawkeye-inference"])?;
-        }
-    }
-    images.iter().map(|&image| host.archive(image)).collect()
+    Ok(lock)
 }
 
 /// Compiles the operator for release and returns its program.
@@ -145,16 +208,21 @@ pub fn build(cache: &Cache, repository: &Path, images: &[Image], progress: Progr
 /// # Errors
 /// What cargo says.
 pub(crate) fn operator_program(cache: &Cache, repository: &Path, progress: Progress) -> Result<PathBuf> {
-    let host = Host {
-        cache,
-        repository,
-        progress,
-        prebuilt: true,
-        docker: false,
-    };
+    let host = Host::new(cache, repository, Arch::HOST, progress)?;
     // Both, as for the images, so that neither compiles anew what the other one has.
-    host.compile(&["hawkeye-operator", "hawkeye-inference"])?;
+    host.compile(&PROGRAMS)?;
     Ok(host.binary("hawkeye-operator"))
+}
+
+/// Compiles the kubectl plugin for release and returns its program.
+///
+/// # Errors
+/// What cargo says; [`Error::NoCross`] where this machine does not build for `arch`.
+pub fn plugin(cache: &Cache, repository: &Path, arch: Arch, progress: Progress) -> Result<PathBuf> {
+    let host = Host::new(cache, repository, arch, progress)?;
+    // With the programs of the images, for the same reason.
+    host.compile(&[PROGRAMS[0], PROGRAMS[1], ("hawkeye-operator", "kubectl-hawkeye")])?;
+    Ok(host.binary("kubectl-hawkeye"))
 }
 
 /// Writes the demo's model bundle where it is missing or older than its exporter, and returns its folder.
@@ -190,27 +258,54 @@ pub fn bundle(cache: &Cache, repository: &Path, progress: Progress) -> Result<Pa
     Ok(folder)
 }
 
-/// What a build needs to know about where it runs.
+/// Package and program of each image.
+const PROGRAMS: [(&str, &str); 2] = [
+    ("hawkeye-operator", "hawkeye-operator"),
+    ("hawkeye-inference", "hawkeye-inference"),
+];
+
+/// What a build needs to know about where it runs, and for what.
 struct Host<'a> {
     cache: &'a Cache,
     repository: &'a Path,
     progress: Progress,
+    arch: Arch,
+    /// How to compile, where `arch` is not this machine's.
+    cross: Option<Cross>,
     /// Binaries are compiled on the host, not in a build stage.
     prebuilt: bool,
     docker: bool,
 }
 
-impl Host<'_> {
-    /// Compiles `binaries` in one go, for release.
-    fn compile(&self, binaries: &[&str]) -> Result<()> {
-        self.progress
-            .step(format!("compiling {} (release)", binaries.join(", ")));
-        let mut cargo = command::cargo();
+impl<'a> Host<'a> {
+    fn new(cache: &'a Cache, repository: &'a Path, arch: Arch, progress: Progress) -> Result<Self> {
+        Ok(Self {
+            cache,
+            repository,
+            progress,
+            arch,
+            cross: Cross::find(cache, arch)?,
+            prebuilt: cfg!(target_os = "linux"),
+            docker: docker_answers(),
+        })
+    }
+
+    /// Compiles programs (package, binary) in one go, for release.
+    fn compile(&self, programs: &[(&str, &str)]) -> Result<()> {
+        let names: Vec<&str> = programs.iter().map(|(_, binary)| *binary).collect();
+        let what = format!("compiling {} (release, {})", names.join(", "), self.arch);
+        self.progress.step(what);
+        let mut cargo = self.cross.as_ref().map_or_else(command::cargo, Cross::cargo);
         cargo.args(["build", "--locked", "--release"]);
-        for binary in binaries {
-            cargo.args(["--package", binary, "--bin", binary]);
+        if self.cross.is_some() {
+            cargo.args(Cross::arguments(&self.target_folder()));
         }
-        if let Some(packages) = self.site_packages() {
+        for (package, binary) in programs {
+            cargo.args(["--package", package, "--bin", binary]);
+        }
+        if self.cross.is_none()
+            && let Some(packages) = self.site_packages()
+        {
             let torch = packages.join("torch");
             cargo
                 .env("LIBTORCH_CXX11_ABI", "1")
@@ -223,9 +318,12 @@ impl Host<'_> {
     /// Brings one archive up to date.
     fn archive(&self, image: Image) -> Result<PathBuf> {
         let (archive, stamp) = (
-            image.archive(self.cache),
-            image.archive(self.cache).with_extension("key"),
+            image.archive(self.cache, self.arch),
+            image.archive(self.cache, self.arch).with_extension("key"),
         );
+        if let Some(folder) = archive.parent() {
+            fs::create_dir_all(folder).context(|| format!("creating {}", folder.display()))?;
+        }
         if image == Image::Bundle {
             bundle(self.cache, self.repository, self.progress)?;
         }
@@ -238,10 +336,12 @@ impl Host<'_> {
             && archive.is_file()
             && is_current(&stamp, key)
         {
-            self.progress.step(format!("image {} is up to date", image.reference()));
+            self.progress
+                .step(format!("image {} ({}) is up to date", image.reference(), self.arch));
             return Ok(archive);
         }
-        self.progress.step(format!("image {}", image.reference()));
+        self.progress
+            .step(format!("image {} ({})", image.reference(), self.arch));
         let work = Work::new(self.cache.root().join("images/work").join(image.stem()))?;
         let next = work.0.join("image.tar");
         let context = self.context(image, &work)?;
@@ -253,13 +353,28 @@ impl Host<'_> {
             let (missing, packages) = ("buildah, and docker does not answer".to_owned(), "buildah".to_owned());
             return Err(Error::MissingPrograms { missing, packages });
         }
+        let said = self.check(image, &next)?;
         fs::rename(&next, &archive).context(|| format!("writing {}", archive.display()))?;
         if let Some(key) = key {
             write(&stamp, key)?;
         }
-        let size = fs::metadata(&archive).map_or(0, |file| file.len()) / 1_000_000;
-        self.progress.step(format!("image {}: {size} MB", image.reference()));
+        self.progress.step(said);
         Ok(archive)
+    }
+
+    /// Refuses an image that holds a program of another architecture, and says what is in it.
+    fn check(&self, image: Image, archive: &Path) -> Result<String> {
+        let contents = inspect(archive)?;
+        let foreign: Vec<&str> = contents.foreign().take(5).collect();
+        // The bundle holds no program and says the architecture of the machine that made it.
+        if !foreign.is_empty() || (image != Image::Bundle && contents.arch != self.arch) {
+            return Err(Error::WrongArchitecture {
+                image: image.reference(),
+                arch: self.arch.platform(),
+                found: format!("{}; {}", contents.arch.platform(), foreign.join(", ")),
+            });
+        }
+        Ok(describe(image, &contents))
     }
 
     /// The folder that the Dockerfile is built in.
@@ -274,6 +389,9 @@ impl Host<'_> {
                 if let Image::Inference(variant) = image {
                     let packages = self.site_packages().ok_or_else(|| missing_torch(self.cache))?;
                     collect.arg(variant.name()).arg(packages);
+                }
+                if let Some(cross) = &self.cross {
+                    collect.env("SYSROOT", cross.sysroot());
                 }
                 command::run(&mut collect)?;
                 context
@@ -303,6 +421,7 @@ impl Host<'_> {
         let reference = image.reference();
         let mut build = Command::new("docker");
         build.args(["buildx", "build", "--load", "--provenance=false", "--tag", &reference]);
+        build.args(["--platform", &self.arch.platform()]);
         build
             .args(self.build_arguments(image))
             .arg("--file")
@@ -321,23 +440,15 @@ impl Host<'_> {
     /// Builds with a store of its own that goes with the work folder: no mount, daemon or file elsewhere is left.
     fn with_buildah(&self, image: Image, context: &Path, work: &Work, archive: &Path) -> Result<()> {
         let _strays = Strays::note();
-        let buildah = || {
-            let mut command = Command::new("buildah");
-            // vfs copies instead of mounting, so a killed build leaves files only.
-            command
-                .args(["--storage-driver", "vfs", "--root"])
-                .arg(work.0.join("store"));
-            command.arg("--runroot").arg(work.0.join("run")).env("TMPDIR", &work.0);
-            command
-        };
         let tag = image.reference();
-        let mut build = buildah();
+        let mut build = work.buildah();
         build
             .args(["bud", "--isolation", "chroot", "--pull=never", "--tag", &tag])
+            .args(["--platform", &self.arch.platform()])
             .args(self.build_arguments(image));
         command::run(build.arg("--file").arg(image.dockerfile(self.repository)).arg(context))?;
         let target = format!("docker-archive:{}:{tag}", archive.display());
-        command::run(buildah().args(["push", &tag, &target])).map(drop)
+        command::run(work.buildah().args(["push", &tag, &target])).map(drop)
     }
 
     /// Changes when the image would.
@@ -366,12 +477,23 @@ impl Host<'_> {
     }
 
     fn binary(&self, name: &str) -> PathBuf {
+        let target = self.target_folder();
+        match self.cross {
+            Some(_) => Cross::binary(&target, name),
+            None => target.join("release").join(name),
+        }
+    }
+
+    fn target_folder(&self) -> PathBuf {
         let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| self.repository.join("target"), PathBuf::from);
-        self.repository.join(target).join("release").join(name)
+        self.repository.join(target)
     }
 
     /// The Python packages that hold libtorch and the CUDA libraries; there after `e2e/setup.sh`.
     fn site_packages(&self) -> Option<PathBuf> {
+        if let Some(cross) = &self.cross {
+            return Some(cross.packages().to_owned());
+        }
         let lib = self.cache.root().join("python/venv/lib");
         let entries = fs::read_dir(lib).ok()?;
         let mut found = entries.flatten().map(|entry| entry.path().join("site-packages"));
@@ -379,52 +501,18 @@ impl Host<'_> {
     }
 }
 
-/// Files that buildah writes outside its store whatever it is told, and their folders, as far as they were not there before;
-/// removed when dropped.
-struct Strays(Vec<PathBuf>);
-
-impl Strays {
-    const FILES: [&str; 2] = [
-        "/var/lib/containers/cache/blob-info-cache-v1.boltdb",
-        "/etc/cni/net.d/cni.lock",
-    ];
-
-    fn note() -> Self {
-        let all = Self::FILES.iter().flat_map(|file| Path::new(file).ancestors());
-        Self(all.filter(|path| !path.exists()).map(Path::to_owned).collect())
-    }
-}
-
-impl Drop for Strays {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            // Not there, or a folder that someone else has put something into meanwhile: both are as they should be.
-            let _ = fs::remove_file(path).or_else(|_| fs::remove_dir(path));
-        }
-    }
-}
-
-/// A folder for one build. Removed when dropped, and before, if a killed run left it.
-struct Work(PathBuf);
-
-impl Work {
-    fn new(folder: PathBuf) -> Result<Self> {
-        let work = Self(folder);
-        work.remove();
-        fs::create_dir_all(&work.0).context(|| format!("creating {}", work.0.display()))?;
-        Ok(work)
-    }
-
-    fn remove(&self) {
-        // What stays is found by the next build, which then fails to create files and says so.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        self.remove();
-    }
+/// One line about an image: architecture, size, programs and libraries.
+pub fn describe(image: Image, contents: &Contents) -> String {
+    let (reference, size) = (image.reference(), contents.size / 1_000_000);
+    let binaries = contents.binaries.len();
+    let aim = image.most().map_or_else(String::new, |most| {
+        let verdict = if contents.size > most { ", ABOVE" } else { ", below" };
+        format!("{verdict} {} MB", most / 1_000_000)
+    });
+    format!(
+        "image {reference} ({}): {size} MB{aim}, {binaries} ELF files",
+        contents.arch
+    )
 }
 
 /// Runs a program whose own progress people want to see.
