@@ -23,6 +23,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: compare_captions BUNDLE DTYPES CROPS BATCH ROUNDS".into());
     };
     let (crops, batch, rounds): (usize, usize, usize) = (crops.parse()?, batch.parse()?, rounds.parse()?);
+    if rounds == 0 {
+        return Err("at least one round is needed: the first one only warms up".into());
+    }
     let bundle = Bundle::open(bundle)?;
     let model = bundle.require(Role::Captioner)?;
     let device = Device::open(DeviceChoice::Only(DeviceKind::Cpu))?;
@@ -101,7 +104,7 @@ fn drawn(count: usize) -> Vec<RgbImage> {
     for _ in 0..count {
         let mut colour = || Rgb([0; 3].map(|_: u8| below(256) as u8));
         let mut crop = RgbImage::from_pixel(CAPTION_CROP, CAPTION_CROP, colour());
-        for _ in 0..1 + below(7) {
+        for _ in 0..=below(7) {
             let colour = Rgb([0; 3].map(|_: u8| below(256) as u8));
             let (left, top) = (below(60), below(60));
             let (right, bottom) = (left + 3 + below(61), top + 3 + below(61));
