@@ -23,6 +23,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: compare_captions BUNDLE DTYPES CROPS BATCH ROUNDS".into());
     };
     let (crops, batch, rounds): (usize, usize, usize) = (crops.parse()?, batch.parse()?, rounds.parse()?);
+    if rounds == 0 {
+        return Err("at least one round is needed: the first one only warms up".into());
+    }
     let bundle = Bundle::open(bundle)?;
     let model = bundle.require(Role::Captioner)?;
     let device = Device::open(DeviceChoice::Only(DeviceKind::Cpu))?;
