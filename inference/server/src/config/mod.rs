@@ -408,7 +408,7 @@ mod tests {
         assert_eq!(args.model.dtype, DTypeChoice::Only(DType::BFloat16));
         let auto = serve_args(&["--dtype", "Auto"]).expect("valid").model;
         assert_eq!((auto.dtype, auto.expectation(None).dtype), (DTypeChoice::Auto, None));
-        assert!(serve_args(&["--dtype", "int8"]).is_err());
+        assert!(serve_args(&["--dtype", "int4"]).is_err());
     }
 
     #[test]
