@@ -15,6 +15,7 @@ use hawkeye_pipeline::device::DeviceChoice;
 use hawkeye_torch::Device;
 use std::io::{Write, stderr, stdout};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -74,9 +75,16 @@ fn begin_again(variables: Vec<Variable>) -> std::io::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    let program = std::env::current_exe()?;
     let mut arguments = std::env::args_os();
-    let mut again = std::process::Command::new(std::env::current_exe()?);
-    if let Some(name) = arguments.next() {
+    let name = arguments.next();
+    // Under a loader or an emulator that was called by name, the program is that one.
+    if name.as_deref().map(Path::new).and_then(Path::file_name) != program.file_name() {
+        let message = format!("this process is {}, not the program itself", program.display());
+        return Err(std::io::Error::other(message));
+    }
+    let mut again = std::process::Command::new(program);
+    if let Some(name) = name {
         again.arg0(name);
     }
     again.args(arguments);

@@ -169,7 +169,8 @@ impl Processor {
             (Some(_), None | Some(DType::BFloat16)) => {
                 (Some("BF16"), "what is left in float32 is multiplied in bfloat16")
             }
-            (Some(_), Some(_)) => (None, "float32 is asked for"),
+            (Some(_), Some(DType::Int8)) => (None, "int8 is asked for, whose other sums are those of float32"),
+            (Some(_), Some(_)) => (None, "another number format is asked for"),
         };
         vec![
             Variable {

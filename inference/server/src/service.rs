@@ -42,7 +42,7 @@ pub enum ServiceError {
 }
 
 /// Listens at once, loads the models in the background, and serves until a signal has ended it. `load` is given the number
-/// of the device, from 0 to the [`devices`](ModelInfo::devices) that it tells with the first.
+/// of the worker, from 0 to the [`workers`](ModelInfo::workers) that it tells with the first.
 ///
 /// # Errors
 /// [`ServiceError`]; a load that fails ends the service, and so does a device that hangs.

@@ -128,7 +128,7 @@ struct alignas(64) Graph {
   unsigned char bytes[1024];
 };
 
-// cudaStreamCaptureModeThreadLocal: what other threads do on other devices is no part of a recording.
+// cudaStreamCaptureModeThreadLocal: what other threads do is no part of a recording, nor a reason to end it.
 constexpr int capture_mode = 1;
 
 // A member function is called like one whose first argument is the object: the Itanium ABI, which Linux has everywhere.

@@ -33,11 +33,18 @@ pub(crate) fn fit(module: &CModule) -> Result<(), TchError> {
 
 fn narrow(module: &CModule) -> Result<(), TchError> {
     let _guard = tch::no_grad_guard();
+    let mut layers = 0;
     for (name, edges) in module.named_parameters()? {
         if name.ends_with(EDGES) {
             // A view: what is filled is the module's.
             let _ = edges.f_narrow(1, 1, 1)?.f_fill_(SEVEN_BITS)?;
+            layers += 1;
         }
+    }
+    if layers == 0 {
+        // Its sums would overflow without a word.
+        let message = "int8 weights of another exporter, which this processor, without AVX512-VNNI, cannot add up";
+        return Err(TchError::Torch(message.to_owned()));
     }
     Ok(())
 }

@@ -44,8 +44,8 @@ pub struct TorchReader {
     recogniser: Runner,
     alphabet: Alphabet,
     line_height: u32,
-    /// The most lines in a call.
-    size: Batches,
+    /// The most lines in a call: on a GPU of each width, and of wider ones; on a processor all are the last one's.
+    sizes: [Batches; GPU_WIDTHS.len() + 1],
     /// Whether batches have few shapes, and characters are chosen without asking the host.
     on_gpu: bool,
 }
@@ -91,7 +91,7 @@ impl TorchReader {
             recogniser: Runner::new(recogniser, device, characters),
             alphabet,
             line_height,
-            size: Batches::new(most),
+            sizes: [Batches::new(most); GPU_WIDTHS.len() + 1],
             on_gpu,
         })
     }
@@ -161,30 +161,32 @@ impl TorchReader {
     }
 
     /// Reads pictures of single lines, of any size, in their order. A batch that the device's memory does not hold is halved, and
-    /// batches stay that small.
+    /// batches of that width stay that small.
     ///
     /// # Errors
     /// [`ModelError`] when libtorch fails; out of memory only with a single line.
     pub fn recognise(&mut self, lines: &[RgbImage]) -> Result<Vec<Reading>, ModelError> {
         let failed = backend("text reader");
         let widths: Vec<u32> = lines.iter().map(|line| self.scaled_width(line)).collect();
-        let mut size = self.size;
+        let most = |width| self.sizes[self.slot(width)].size();
         let batches = if self.on_gpu {
-            by_bucket(&widths, &GPU_WIDTHS, |width| most_lines(width).min(size.size()))
+            by_bucket(&widths, &GPU_WIDTHS, |width| most_lines(width).min(most(width)))
         } else {
-            by_width(&widths, size.size())
+            by_width(&widths, most(0))
         };
         let mut readings = vec![Reading::default(); lines.len()];
         let mut prepared: Option<(&[usize], [Tensor; 2])> = None;
         for (at, batch) in batches.iter().enumerate() {
             let whole = batch.lines.len();
+            let slot = self.slot(batch.width);
+            let mut size = self.sizes[slot];
             let found = size.run(&batch.lines, |part| {
                 let input = match prepared.take() {
                     Some((lines, input)) if lines == part => input,
                     _ => {
                         // What was halved for want of memory is not padded again.
                         let padded = if part.len() == whole {
-                            self.padded(whole)
+                            self.padded(whole, batch.width)
                         } else {
                             part.len()
                         };
@@ -192,15 +194,18 @@ impl TorchReader {
                     }
                 };
                 let outcome = self.recogniser.run(&input).map_err(&failed)?;
-                // While a GPU is at this batch.
-                if let Some(next) = batches.get(at + 1) {
-                    let input = self.input(&next.lines, self.padded(next.lines.len()), next.width, lines, &widths);
+                // While a GPU is at this batch; unless it was halved, which changes the next one, too.
+                if part.len() == whole
+                    && let Some(next) = batches.get(at + 1)
+                {
+                    let padded = self.padded(next.lines.len(), next.width);
+                    let input = self.input(&next.lines, padded, next.width, lines, &widths);
                     prepared = Some((&next.lines, input.map_err(&failed)?));
                 }
                 self.readings(&outcome, part.len()).map_err(&failed)
             });
             // Also when it fails: later ones begin with what is known by now.
-            self.size = size;
+            self.sizes[slot] = size;
             for (&line, reading) in batch.lines.iter().zip(found?) {
                 readings[line] = reading;
             }
@@ -208,10 +213,17 @@ impl TorchReader {
         Ok(readings)
     }
 
-    /// Lines of a batch, with those that pad it.
-    fn padded(&self, lines: usize) -> usize {
+    /// The place in `sizes` of batches of this width.
+    fn slot(&self, width: u32) -> usize {
+        let bucket = GPU_WIDTHS.iter().position(|&bucket| self.on_gpu && bucket == width);
+        bucket.unwrap_or(GPU_WIDTHS.len())
+    }
+
+    /// Lines of a batch of this width, with those that pad it.
+    fn padded(&self, lines: usize, width: u32) -> usize {
         let bucket = lines_up_to(usize::MAX).find(|&bucket| self.on_gpu && bucket >= lines);
-        bucket.map_or(lines, |bucket| bucket.min(self.size.size()).max(lines))
+        let most = self.sizes[self.slot(width)].size();
+        bucket.map_or(lines, |bucket| bucket.min(most).max(lines))
     }
 
     /// Width in pixels of a line scaled to the recogniser's height.
@@ -490,13 +502,22 @@ mod tests {
     /// Lines that a device of the test below holds.
     const MOST_HELD: i64 = 3;
 
-    fn short_of_memory(recogniser: &LoadedModule, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+    fn check_memory(inputs: &[Tensor]) -> Result<(), TchError> {
         if inputs[0].size()[0] > MOST_HELD {
-            return Err(TchError::Torch(
-                "CUDA out of memory. Tried to allocate 2.00 GiB.".to_owned(),
-            ));
+            let message = "CUDA out of memory. Tried to allocate 2.00 GiB.";
+            return Err(TchError::Torch(message.to_owned()));
         }
+        Ok(())
+    }
+
+    fn short_of_memory(recogniser: &LoadedModule, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+        check_memory(inputs)?;
         best_classes(recogniser, inputs)
+    }
+
+    fn gpu_short_of_memory(recogniser: &LoadedModule, inputs: &[Tensor]) -> Result<Vec<Tensor>, TchError> {
+        check_memory(inputs)?;
+        winners(recogniser, inputs)
     }
 
     /// Its recogniser says `a` for a bright line, `b` for a middling one and `c` for a dark one.
@@ -522,7 +543,7 @@ mod tests {
             recogniser: Runner::new(module(), &device, work),
             alphabet: Alphabet::from_lines("a\nb\nc"),
             line_height: 48,
-            size: Batches::new(16),
+            sizes: [Batches::new(16); GPU_WIDTHS.len() + 1],
             on_gpu,
         }
     }
@@ -540,16 +561,43 @@ mod tests {
         let mut short = reader(short_of_memory, false);
         assert_eq!(read(&mut short), "abcabcabc");
         // 9, 4, 2.
-        assert_eq!(short.size.size(), 2);
+        assert_eq!(short.sizes[short.slot(320)].size(), 2);
         assert_eq!(read(&mut short), "abcabcabc");
-        // What pads a batch shrinks with it.
-        assert_eq!([1, 2].map(|lines| short.padded(lines)), [1, 2]);
-        short.on_gpu = true;
-        assert_eq!([1, 2].map(|lines| short.padded(lines)), [2, 2]);
+        assert_eq!([1, 2].map(|lines| short.padded(lines, 320)), [1, 2]);
+    }
+
+    #[test]
+    fn on_a_gpu_each_width_has_batches_of_its_own_size() {
+        let mut gpu = reader(winners, true);
+        assert_eq!([1, 5, 9].map(|lines| gpu.padded(lines, 480)), [4, 16, 16]);
+        // Two batches of one width, and one that is wider.
+        let lines: Vec<RgbImage> = [320; 20]
+            .into_iter()
+            .chain([470; 3])
+            .map(|width| RgbImage::from_pixel(width, 48, Rgb([250; 3])))
+            .collect();
+        let all_read = |reader: &mut TorchReader| {
+            reader
+                .recognise(&lines)
+                .unwrap()
+                .iter()
+                .filter(|line| line.text == "a")
+                .count()
+        };
+        assert_eq!(all_read(&mut gpu), lines.len());
+        let mut short = reader(gpu_short_of_memory, true);
+        assert_eq!(all_read(&mut short), lines.len());
+        let sizes = |reader: &TorchReader| [320, 480, 720].map(|width| reader.sizes[reader.slot(width)].size());
+        // 16, 8, 4, 2; and three lines, padded to four, 1.
+        assert_eq!(sizes(&short), [2, 1, 16]);
+        assert_eq!(all_read(&mut short), lines.len());
+        assert_eq!(sizes(&short), [2, 1, 16], "they stay so");
         assert_eq!(
-            [1, 5, 9].map(|lines| reader(best_classes, true).padded(lines)),
-            [4, 16, 16]
+            [1, 2].map(|lines| short.padded(lines, 320)),
+            [2, 2],
+            "what pads a batch shrinks with it"
         );
+        assert_eq!(short.padded(1, 720), 4);
     }
 
     #[test]
@@ -560,7 +608,7 @@ mod tests {
             .recognise(&[RgbImage::new(320, 48), RgbImage::new(320, 48)])
             .unwrap_err();
         assert!(matches!(error, ModelError::OutOfMemory { .. }), "{error}");
-        assert_eq!(reader.size.size(), 1);
+        assert_eq!(reader.sizes[reader.slot(320)].size(), 1);
     }
 
     #[test]

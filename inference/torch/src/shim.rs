@@ -7,7 +7,7 @@ use std::{
     mem,
     ptr::{self, NonNull},
     rc::Rc,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
 };
 use tch::TchError;
 
@@ -188,6 +188,10 @@ pub(crate) fn graphs_are_there() -> Result<(), TchError> {
     PoolName::new().map(drop)
 }
 
+/// Taken whole to record or free a graph, shared to run one. All graphs of a GPU are in one list of libtorch's, beside one mark that says
+/// that something is being recorded (`CUDAGeneratorState`), and several threads may work on that GPU.
+static GRAPHS: RwLock<()> = RwLock::new(());
+
 /// Work for a GPU, recorded once and run as one: a CUDA graph. It reads and writes the very tensors that it was recorded with.
 #[derive(Debug)]
 pub(crate) struct Graph {
@@ -216,6 +220,8 @@ impl Graph {
         done(unsafe { hk_graph_new(&raw mut made) })?;
         let slot = NonNull::new(made).ok_or_else(|| TchError::Torch("no graph was made".to_owned()))?;
         let graph = Self { slot, pool: Some(name) };
+        // After `graph`, so that it goes before: dropping a graph takes it, too.
+        let _alone = GRAPHS.write().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the slot is alive as long as `graph`.
         if let Err(error) = done(unsafe { hk_graph_begin(graph.slot.as_ptr(), first, second) }) {
             graph.leave(pool);
@@ -245,6 +251,7 @@ impl Graph {
 
     /// Runs it, after what this thread asked of the device before.
     pub(crate) fn replay(&mut self) -> Result<(), TchError> {
+        let _no_recording = GRAPHS.read().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the slot is alive as long as `self`.
         done(unsafe { hk_graph_replay(self.slot.as_ptr()) })
     }
@@ -259,6 +266,7 @@ impl Drop for Graph {
     fn drop(&mut self) {
         // First, so that nobody takes the name of memory that is about to go.
         self.pool = None;
+        let _alone = GRAPHS.write().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: made by the shim and freed once.
         unsafe { hk_graph_free(self.slot.as_ptr()) }
     }

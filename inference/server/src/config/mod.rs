@@ -212,7 +212,7 @@ pub struct LimitArgs {
     #[arg(long, env = "HAWKEYE_QUEUE", value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     pub queue: usize,
     /// Crops held at once, those in the captioner included: icons of the requests that are held, as far as they are known, and
-    /// what is expected of the others; more is a 429 [default: 50 batches for each device]
+    /// what is expected of the others; more is a 429 [default: 50 batches for each device and worker]
     #[arg(long, env = "HAWKEYE_QUEUE_CROPS", value_name = "N", value_parser = at_least_one)]
     pub queue_crops: Option<usize>,
     /// How long a request may take, waiting included; more is a 504

@@ -20,6 +20,7 @@ use http_body_util::BodyExt;
 use image::RgbImage;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::{Instrument as _, info_span};
 
 /// What is read and thrown away of a body that is refused: a client that is still sending when the connection closes
@@ -252,16 +253,24 @@ where
             .instrument(info_span!("encode"));
         drawn.await.map(Some)
     };
-    let describing = async { app.engine.describe(searched, place).await.map_err(failed) };
+    let describing = async {
+        let done = app.engine.describe(searched, place).await.map_err(failed)?;
+        app.admission.answered(done.begun);
+        Ok(done)
+    };
     let (done, drawn) = tokio::try_join!(describing, drawing)?;
-    app.admission.answered(done.begun);
     app.metrics.elements(done.parsed.elements.len());
     app.metrics.captions.inc_by(done.parsed.captioned() as u64);
     steps.queue += done.waited;
     steps.models = done.parsed.times;
 
-    let (som_image, encode) = drawn.unzip();
-    steps.encode = encode.unwrap_or_default();
+    let (som_image, memory) = match drawn {
+        Some(Drawn { text, took, memory }) => {
+            steps.encode = took;
+            (Some(text), memory)
+        }
+        None => (None, None),
+    };
     steps.record(&app.metrics);
     let finished = Finished {
         parsed: done.parsed,
@@ -270,15 +279,25 @@ where
         steps,
         arrived,
     };
-    app.process(move || answer(finished)).await
+    let answered = app.process(move || answer(finished)).await;
+    drop(memory);
+    answered
 }
 
-/// The annotated picture as PNG in base64, and how long that took.
-fn draw(screen: Arc<Screen>, marks: &[PixelRect]) -> Result<(String, Duration), ApiError> {
+/// An annotated picture that waits for its captions.
+struct Drawn {
+    /// PNG in base64.
+    text: String,
+    took: Duration,
+    /// The screenshot's share of the memory for pictures, which this takes from now on.
+    memory: Option<OwnedSemaphorePermit>,
+}
+
+fn draw(screen: Arc<Screen>, marks: &[PixelRect]) -> Result<Drawn, ApiError> {
     let started = Instant::now();
-    // Its share of the memory is kept until it is encoded.
-    let (picture, _memory) = screen.into_parts();
+    let (picture, memory) = screen.into_parts();
     let png = encode_png(&draw_marks(picture, marks)).map_err(|error| ApiError::Internal(error.to_string()))?;
     let text = STANDARD.encode(png);
-    Ok((text, started.elapsed()))
+    let took = started.elapsed();
+    Ok(Drawn { text, took, memory })
 }
