@@ -222,11 +222,8 @@ fn runs_as(cluster: &Arm64, pod: &Pod, node: NodeChoice, arch: Arch, program: &s
     )
 }
 
-/// The demo's models with a detector that looks at screenshots of this size; its own is 1280, which takes an emulated
-/// processor minutes for each. What is found in [`SCREENSHOT`] is the same.
-const SMALL: u32 = 320;
-
-/// Writes the bundle of [`SMALL`] and returns its folder, which both nodes see.
+/// The demo's models, told to look at smaller pictures: an emulated processor takes minutes for one of the usual size. What is
+/// found in [`SCREENSHOT`] stays the same. Returns the bundle's folder, which both nodes see.
 fn small_bundle() -> Result<PathBuf> {
     let bundles = Cache::from_env()?.root().join("bundles");
     let (demo, small) = (bundles.join("demo"), bundles.join("small"));
@@ -240,10 +237,16 @@ fn small_bundle() -> Result<PathBuf> {
     }
     let description = small.join("bundle.json");
     let mut bundle: Value = serde_json::from_slice(&fs::read(&description)?)?;
-    let models = bundle["models"].as_array_mut().context("the bundle has no models")?;
-    let detector = models.iter_mut().find(|model| model["role"] == "detector");
-    let size = detector.and_then(|model| model.get_mut("imageSize"));
-    *size.context("the detector has no size")? = json!(SMALL);
+    for (role, setting, value) in [
+        ("detector", "/imageSize", json!(320)),
+        ("ocr-detector", "/limits/limitType", json!("max")),
+        ("ocr-detector", "/limits/limitSideLen", json!(640)),
+    ] {
+        let mut models = bundle["models"].as_array_mut().into_iter().flatten();
+        let model = models.find(|model| model["role"] == role);
+        let known = model.and_then(|model| model.pointer_mut(setting));
+        *known.with_context(|| format!("the bundle's {role} has no {setting}"))? = value;
+    }
     fs::write(&description, bundle.to_string())?;
     Ok(small)
 }
