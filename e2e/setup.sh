@@ -106,7 +106,7 @@ arm64=$HAWKEYE_CACHE/arm64
 need_arm64=false
 installed() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null || true; }
 # With CUDA's libraries there is all that builds without them need.
-arm64_stamp() { printf '%s libstd %s%s\n' "$lock_hash" "$(installed libstd-rust-web-dev)" "$($arm64_cuda && echo ' cuda')"; }
+arm64_stamp() { printf '%s, form 2, libstd %s%s\n' "$lock_hash" "$(installed libstd-rust-web-dev)" "$($arm64_cuda && echo ' cuda')"; }
 arm64_cuda=true
 if [[ $(cat "$arm64/.stamp" 2>/dev/null) != "$(arm64_stamp)" ]]; then arm64_cuda=$want_arm64_cuda; fi
 if $want_arm64 && [[ $os == Linux && $arch == x86_64 ]]; then
@@ -278,6 +278,8 @@ for wheel in sys.argv[3:]:
     with zipfile.ZipFile(wheel) as files:
         files.extractall(sys.argv[1], [name for name in files.namelist() if wanted.match(name)])
 EOF
+    # This library is empty but for parts of libstdc++, which GNU ld takes from it; and then programs need it, and it needs CUDA's.
+    printf '/* GNU ld script */\nINPUT(libtorch_cpu.so)\n' >"$arm64/packages.new/torch/lib/libtorch.so"
     rm -rf "$work" "$arm64/packages"
     mv "$arm64/packages.new" "$arm64/packages"
 }

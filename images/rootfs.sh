@@ -89,6 +89,11 @@ elif [ -n "${SYSROOT:-}" ]; then
 fi
 add "$binary"
 
+# A linker may have taken a symbol of libstdc++ from one of torch's libraries that need CUDA's.
+if [ "$variant" = cpu ] && [ -e "$dest$libtorch/libtorch_cuda.so" ]; then
+    echo "$binary needs libtorch_cuda.so, which an image without CUDA cannot hold" >&2
+    exit 1
+fi
 case $variant in
     '') exit 0 ;;
     cpu) exit 0 ;;

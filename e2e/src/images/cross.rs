@@ -225,6 +225,7 @@ mod tests {
         library("packages/nvidia/cudnn/lib/libcudnn_ops.so.9", &[]);
         library("packages/torch/lib/libtorch_python.so", &[cpu]);
         library("program", &[cpu]);
+        let (libtorch, cuda) = ("packages/torch/lib/libtorch.so", "packages/torch/lib/libtorch_cuda.so");
         let collect = |variant: &str| {
             let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/rootfs.sh");
             let mut collect = Command::new(script);
@@ -247,7 +248,7 @@ mod tests {
         let error = collect("cuda").unwrap_err().to_string();
         assert!(error.contains("no libtorch_cuda.so"), "{error}");
         let curand = "packages/nvidia/cu13/lib/libcurand.so.10";
-        library("packages/torch/lib/libtorch_cuda.so", &[cpu, curand, driver]);
+        library(cuda, &[cpu, curand, driver]);
         collect("cuda").unwrap();
         assert_eq!(
             libraries(),
@@ -262,6 +263,12 @@ mod tests {
         std::fs::remove_file(root.join(curand)).unwrap();
         let error = collect("cuda").unwrap_err().to_string();
         assert!(error.contains("missing library: libcurand.so.10"), "{error}");
+
+        library(curand, &[]);
+        library(libtorch, &[cpu, cuda]);
+        library("program", &[libtorch]);
+        let error = collect("cpu").unwrap_err().to_string();
+        assert!(error.contains("needs libtorch_cuda.so"), "{error}");
     }
 
     #[test]
