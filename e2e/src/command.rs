@@ -103,6 +103,17 @@ pub fn describe(command: &Command) -> String {
     text
 }
 
+/// Whether there is a container engine that can be used.
+pub fn engine_answers() -> bool {
+    let mut docker = Command::new("docker");
+    docker
+        .arg("info")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    docker.status().is_ok_and(|status| status.success())
+}
+
 /// Finds a program in `$PATH` or in the system folders, which an ordinary user's path lacks.
 pub fn find(program: impl AsRef<OsStr>) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();

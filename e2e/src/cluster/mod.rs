@@ -7,7 +7,7 @@ mod local;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     str::FromStr,
 };
 
@@ -408,20 +408,10 @@ fn resolve(choice: ProviderChoice, recorded: Option<&str>) -> Result<ProviderCho
     match (choice, recorded) {
         (ProviderChoice::Auto, Some("kind")) => Ok(ProviderChoice::Kind),
         (ProviderChoice::Auto, Some(_)) => Ok(ProviderChoice::Local),
-        (ProviderChoice::Auto, None) if engine_answers() => Ok(ProviderChoice::Kind),
+        (ProviderChoice::Auto, None) if command::engine_answers() => Ok(ProviderChoice::Kind),
         (ProviderChoice::Auto, None) => local_works().map_err(Error::NoProvider).map(|()| ProviderChoice::Local),
         (choice, _) => Ok(choice),
     }
-}
-
-fn engine_answers() -> bool {
-    let mut docker = Command::new("docker");
-    docker
-        .arg("info")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    docker.status().is_ok_and(|status| status.success())
 }
 
 fn local_works() -> Result<(), &'static str> {

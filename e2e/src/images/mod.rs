@@ -286,7 +286,7 @@ impl<'a> Host<'a> {
             arch,
             cross: Cross::find(cache, arch)?,
             prebuilt: cfg!(target_os = "linux"),
-            docker: docker_answers(),
+            docker: command::engine_answers(),
         })
     }
 
@@ -529,16 +529,6 @@ fn shown(program: &mut Command) -> Result<()> {
         status,
         output: "(its output is above)".to_owned(),
     })
-}
-
-fn docker_answers() -> bool {
-    let mut docker = Command::new("docker");
-    docker
-        .arg("info")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    docker.status().is_ok_and(|status| status.success())
 }
 
 fn missing_torch(cache: &Cache) -> Error {
